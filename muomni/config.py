@@ -1,0 +1,395 @@
+"""Frozen configuration of the model and of a run: fields, validation, token-budget arithmetic.
+
+Standard library only. Strict conversion to and from plain types is in settings.py, the sizes in recipes.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from muomni.settings import require as _require
+from muomni.tokens import N_SPECIAL
+
+SIZES: tuple[str, ...] = ("nano", "tiny", "base")
+STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "omni", "talker")
+"""In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
+
+
+class TokenBudgetError(ValueError):
+    """Text, images and audio of one sequence do not fit max_seq_len."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelConfig:
+    """The one definition of the log-mel spectrogram, used by every stage."""
+
+    sample_rate: int = 16_000
+    """Hz."""
+    n_fft: int = 400
+    """Samples per FFT."""
+    win_length: int = 400
+    """Samples per Hann window."""
+    hop_length: int = 160
+    """Samples between frames (100 Hz)."""
+    n_mels: int = 128
+    """Mel bands."""
+    f_min: float = 0.0
+    """Hz, lower edge of the first band."""
+    f_max: float = 8_000.0
+    """Hz, upper edge of the last band."""
+    scale: Literal["slaney", "htk"] = "slaney"
+    """Mel scale."""
+    padding: Literal["causal", "reflect"] = "causal"
+    """Causal: frame t sees only samples before (t + 1) * hop_length."""
+    log: Literal["ln", "whisper"] = "ln"
+    """Natural logarithm with a floor, or Whisper's clamp-and-scale."""
+    floor: float = 1e-7
+    """Smallest mel power before the logarithm."""
+    mean: float = -8.0
+    """Subtracted from log-mel before a network sees it (natural-log units)."""
+    std: float = 4.0
+    """Divides log-mel after the mean is subtracted."""
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second, Hz."""
+        return self.sample_rate / self.hop_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkerConfig:
+    """Decoder-only transformer in the unified space."""
+
+    vocab_size: int
+    """Entries of the tokenizer, special tokens included."""
+    d_model: int
+    """Width of the unified space."""
+    n_layers: int
+    """Blocks."""
+    n_heads: int
+    """Query heads."""
+    n_kv_heads: int
+    """Key and value heads (GQA)."""
+    head_dim: int
+    """Width of one head."""
+    d_ff: int
+    """Hidden width of SwiGLU."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_sections: tuple[int, int, int] = (2, 1, 1)
+    """Share of rotary frequencies for time, height, width (TM-RoPE), interleaved by this ratio."""
+    n_experts: int = 0
+    """0: dense. Otherwise experts per MoE layer."""
+    n_active_experts: int = 2
+    """Experts a token is sent to."""
+    balance_weight: float = 0.01
+    """Weight of the MoE load-balance loss."""
+    dropout: float = 0.0
+    """Residual dropout probability in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """ViT with a CLS token: one picture -> n_image_tokens vectors."""
+
+    image_size: int = 224
+    """Pixels per side."""
+    patch_size: int = 16
+    """Pixels per side of a patch."""
+    d_model: int
+    """Width."""
+    n_layers: int
+    """Blocks."""
+    n_heads: int
+    """Heads."""
+    d_ff: int
+    """Hidden width of SwiGLU."""
+    n_image_tokens: int = 1
+    """1: CLS only; k * k + 1: CLS and a k x k pooled patch grid."""
+    text_layers: int = 2
+    """Blocks of the text tower used by the contrastive stage."""
+    embed_dim: int
+    """Width of the contrastive space."""
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """Transformer over 12.5 Hz audio frames."""
+
+    d_model: int
+    """Width."""
+    n_layers: int
+    """Blocks."""
+    n_heads: int
+    """Heads."""
+    d_ff: int
+    """Hidden width of SwiGLU."""
+    factor: int = 8
+    """Log-mel frames (100 Hz) per audio frame (12.5 Hz)."""
+    downsample: Literal["stack", "conv"] = "stack"
+    """How the factor is taken: stacking by the C++ op and a linear layer, or three strided convolutions."""
+    conv_kernel: int = 7
+    """Frames of the depthwise convolution in each block; 0 for none."""
+    ctc_expand: int = 4
+    """CTC positions per audio frame (4 -> 50 Hz), so that a character target fits."""
+    dropout: float = 0.1
+    """Residual dropout probability in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Log-mel -> residual codes at 12.5 Hz -> log-mel."""
+
+    d_model: int
+    """Width of encoder and decoder."""
+    n_layers: int
+    """Causal convolution blocks in each of encoder and decoder."""
+    latent_dim: int
+    """Width of the quantised latent."""
+    n_codebooks: int = 8
+    """Residual levels."""
+    codebook_size: int = 1_024
+    """Entries per level."""
+    factor: int = 8
+    """Log-mel frames per code frame."""
+    ema_decay: float = 0.98
+    """Decay of the codebooks' moving averages."""
+    commitment_weight: float = 0.25
+    """Weight of the commitment loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkerConfig:
+    """Thinker states and text -> codes."""
+
+    d_model: int
+    """Width of the backbone."""
+    n_layers: int
+    """Backbone blocks."""
+    n_heads: int
+    """Query heads."""
+    n_kv_heads: int
+    """Key and value heads."""
+    head_dim: int
+    """Width of one head."""
+    d_ff: int
+    """Hidden width of SwiGLU."""
+    depth_d_model: int
+    """Width of the depth transformer over codebooks."""
+    depth_layers: int = 1
+    """Blocks of the depth transformer."""
+    depth_heads: int = 2
+    """Heads of the depth transformer."""
+    depth_d_ff: int
+    """Hidden width of the depth transformer's SwiGLU."""
+    dropout: float = 0.1
+    """Residual dropout probability in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderConfig:
+    """Mel -> waveform."""
+
+    n_iters: int = 24
+    """Griffin-Lim phase iterations per block."""
+    lookahead: int = 4
+    """Log-mel frames of lookahead a block's phase is fitted with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBudget:
+    """How one sequence's max_seq_len positions are spent."""
+
+    n_text: int
+    """Text and control tokens."""
+    n_image: int
+    """Image positions."""
+    n_audio: int
+    """Audio positions."""
+    max_seq_len: int
+    """Positions there are."""
+
+    @property
+    def total(self) -> int:
+        """Positions used."""
+        return self.n_text + self.n_image + self.n_audio
+
+    @property
+    def overflow(self) -> int:
+        """Positions by which the sequence is too long; 0 when it fits."""
+        return max(0, self.total - self.max_seq_len)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """All parts of one model."""
+
+    size: str
+    """Name of the size this started from."""
+    thinker: ThinkerConfig
+    vision: VisionConfig
+    audio: AudioConfig
+    codec: CodecConfig
+    talker: TalkerConfig
+    mel: MelConfig = field(default_factory=MelConfig)
+    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    max_seq_len: int = 512
+    """Positions of one sequence, media included."""
+
+    def __post_init__(self) -> None:
+        """Reject widths the kernels or the architecture cannot use."""
+        for part in ("thinker", "vision", "audio", "codec", "talker"):
+            value = getattr(self, part)
+            for name in ("d_model", "d_ff"):
+                width = getattr(value, name, 64)
+                _require(width > 0 and width % 64 == 0, f"{part}.{name}: expected a multiple of 64, got {width}.")
+            heads = getattr(value, "n_heads", 1)
+            _require(value.d_model % heads == 0, f"{part}.n_heads: {heads} does not divide d_model {value.d_model}.")
+        for part, value in (("thinker", self.thinker), ("talker", self.talker)):
+            _require(
+                value.n_heads % value.n_kv_heads == 0,
+                f"{part}.n_kv_heads: expected a divisor of n_heads {value.n_heads}, got {value.n_kv_heads}.",
+            )
+            _require(value.head_dim % 2 == 0, f"{part}.head_dim: expected an even number, got {value.head_dim}.")
+        _require(
+            self.thinker.vocab_size > N_SPECIAL + 256,
+            f"thinker.vocab_size: expected more than {N_SPECIAL + 256} (special tokens and bytes), "
+            f"got {self.thinker.vocab_size}.",
+        )
+        _require(
+            self.vision.image_size % self.vision.patch_size == 0,
+            f"vision.image_size: expected a multiple of patch_size {self.vision.patch_size}, "
+            f"got {self.vision.image_size}.",
+        )
+        grid = math.isqrt(self.vision.n_image_tokens - 1)
+        _require(
+            grid * grid == self.vision.n_image_tokens - 1 and (grid == 0 or self._patch_grid % grid == 0),
+            f"vision.n_image_tokens: expected 1 or k * k + 1 with k dividing {self._patch_grid}, "
+            f"got {self.vision.n_image_tokens}.",
+        )
+        _require(
+            self.audio.factor == self.codec.factor,
+            f"codec.factor: expected audio.factor {self.audio.factor} (one frame rate), got {self.codec.factor}.",
+        )
+
+    @property
+    def _patch_grid(self) -> int:
+        return self.vision.image_size // self.vision.patch_size
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Waveform samples per audio token (1,280)."""
+        return self.mel.hop_length * self.audio.factor
+
+    @property
+    def frame_rate(self) -> float:
+        """Audio tokens, code frames and Talker steps per second (12.5 Hz)."""
+        return self.mel.sample_rate / self.samples_per_frame
+
+    @property
+    def max_audio_tokens(self) -> int:
+        """Audio positions one clip may take: a quarter of the context."""
+        return self.max_seq_len // 4
+
+    @property
+    def max_audio_samples(self) -> int:
+        """Waveform samples of the longest clip (163,840: 10.24 s)."""
+        return self.max_audio_tokens * self.samples_per_frame
+
+    def audio_tokens(self, n_samples: int) -> int:
+        """Audio positions of a clip of n_samples at mel.sample_rate: ceil(seconds * 12.5)."""
+        return -(-n_samples // self.samples_per_frame)
+
+    def budget(self, *, n_text: int, n_images: int = 0, audio_samples: tuple[int, ...] = ()) -> TokenBudget:
+        """Positions needed by a sequence.
+
+        Raises TokenBudgetError when a clip is longer than max_audio_tokens or the sum exceeds max_seq_len.
+        """
+        for n_samples in audio_samples:
+            n_tokens = self.audio_tokens(n_samples)
+            if n_tokens > self.max_audio_tokens:
+                raise TokenBudgetError(
+                    f"audio: a clip of {n_samples / self.mel.sample_rate:.2f} s needs {n_tokens} tokens, at most "
+                    f"{self.max_audio_tokens} ({self.max_audio_samples / self.mel.sample_rate:.2f} s) fit; shorten it."
+                )
+        budget = TokenBudget(
+            n_text=n_text,
+            n_image=n_images * self.vision.n_image_tokens,
+            n_audio=sum(self.audio_tokens(n) for n in audio_samples),
+            max_seq_len=self.max_seq_len,
+        )
+        if budget.overflow:
+            raise TokenBudgetError(
+                f"sequence: {budget.n_text} text + {budget.n_image} image + {budget.n_audio} audio tokens = "
+                f"{budget.total}, at most {self.max_seq_len} fit; remove {budget.overflow} tokens."
+            )
+        return budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with warm-up and cosine decay."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.05
+    """Last learning rate over the peak."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; vectors and embeddings are not decayed."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What one stage's run does."""
+
+    steps: int
+    """Optimizer steps."""
+    batch_tokens: int = 2_048
+    """Positions of one packed row (text, omni) or frames of one batch (audio, codec, talker)."""
+    batch_items: int = 16
+    """Most items (pictures, clips, documents) of one batch; sizes the fixed buffers."""
+    micro_batches: int = 1
+    """Rows whose gradients are added up before a step."""
+    log_every: int = 10
+    """Steps between metric rows."""
+    eval_every: int = 0
+    """Steps between evaluations on the validation split; 0: only at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+    augment: bool = True
+    """Augment pictures and clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One stage of one model: everything needed to repeat it."""
+
+    stage: str
+    """One of STAGES."""
+    model: ModelConfig
+    train: TrainConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        """Reject unknown stages and empty runs."""
+        _require(self.stage in STAGES, f"stage: expected one of {', '.join(STAGES)}, got {self.stage!r}.")
+        _require(self.train.steps > 0, f"train.steps: expected a positive number, got {self.train.steps}.")
