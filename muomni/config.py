@@ -249,15 +249,22 @@ class ModelConfig:
             value = getattr(self, part)
             for name in ("d_model", "d_ff"):
                 width = getattr(value, name, 64)
-                _require(width > 0 and width % 64 == 0, f"{part}.{name}: expected a multiple of 64, got {width}.")
+                _require(
+                    width > 0 and width % 64 == 0, f"{part}.{name}: expected a multiple of 64, got {width}."
+                )
             heads = getattr(value, "n_heads", 1)
-            _require(value.d_model % heads == 0, f"{part}.n_heads: {heads} does not divide d_model {value.d_model}.")
+            _require(
+                value.d_model % heads == 0,
+                f"{part}.n_heads: {heads} does not divide d_model {value.d_model}.",
+            )
         for part, value in (("thinker", self.thinker), ("talker", self.talker)):
             _require(
                 value.n_heads % value.n_kv_heads == 0,
                 f"{part}.n_kv_heads: expected a divisor of n_heads {value.n_heads}, got {value.n_kv_heads}.",
             )
-            _require(value.head_dim % 2 == 0, f"{part}.head_dim: expected an even number, got {value.head_dim}.")
+            _require(
+                value.head_dim % 2 == 0, f"{part}.head_dim: expected an even number, got {value.head_dim}."
+            )
         _require(
             self.thinker.vocab_size > N_SPECIAL + 256,
             f"thinker.vocab_size: expected more than {N_SPECIAL + 256} (special tokens and bytes), "

@@ -32,7 +32,14 @@ def nano() -> ModelConfig:
         audio=AudioConfig(d_model=128, n_layers=4, n_heads=4, d_ff=384),
         codec=CodecConfig(d_model=128, n_layers=2, latent_dim=64),
         talker=TalkerConfig(
-            d_model=128, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, depth_d_model=64, depth_d_ff=128
+            d_model=128,
+            n_layers=3,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=32,
+            d_ff=384,
+            depth_d_model=64,
+            depth_d_ff=128,
         ),
     )
 
@@ -84,12 +91,27 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
 }
 
 _SCALED: dict[str, tuple[TrainConfig, OptimConfig]] = {
-    "text": (TrainConfig(steps=4_000, batch_tokens=16_384, batch_items=512, save_every=500), OptimConfig(lr=1e-3)),
-    "audio": (TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500), OptimConfig(lr=1e-3)),
+    "text": (
+        TrainConfig(steps=4_000, batch_tokens=16_384, batch_items=512, save_every=500),
+        OptimConfig(lr=1e-3),
+    ),
+    "audio": (
+        TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500),
+        OptimConfig(lr=1e-3),
+    ),
     "vision": (TrainConfig(steps=4_000, batch_items=256, save_every=500), OptimConfig(lr=1e-3)),
-    "codec": (TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500), OptimConfig(lr=1e-3)),
-    "omni": (TrainConfig(steps=4_000, batch_tokens=8_192, batch_items=128, save_every=500), OptimConfig(lr=5e-4)),
-    "talker": (TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500), OptimConfig(lr=1e-3)),
+    "codec": (
+        TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500),
+        OptimConfig(lr=1e-3),
+    ),
+    "omni": (
+        TrainConfig(steps=4_000, batch_tokens=8_192, batch_items=128, save_every=500),
+        OptimConfig(lr=5e-4),
+    ),
+    "talker": (
+        TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500),
+        OptimConfig(lr=1e-3),
+    ),
 }
 
 

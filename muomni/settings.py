@@ -74,8 +74,10 @@ def override(config: T, settings: list[str]) -> T:
             hint = hints[part]
             if depth == len(parts) - 1:
                 if dataclasses.is_dataclass(hint):
-                    raise ConfigError(f"--set {setting}: {name} is a group; set one of its fields: "
-                                      f"{', '.join(f'{name}.{f.name}' for f in dataclasses.fields(hint))}.")
+                    raise ConfigError(
+                        f"--set {setting}: {name} is a group; set one of its fields: "
+                        f"{', '.join(f'{name}.{f.name}' for f in dataclasses.fields(hint))}."
+                    )
                 node[part] = _parse(hint, text, name)
             elif not dataclasses.is_dataclass(hint):
                 raise ConfigError(f"--set {setting}: {'.'.join(parts[: depth + 1])} has no fields.")
@@ -105,7 +107,9 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         require(len(items) == len(element), f"{name}: expected {len(element)} values, got {value!r}.")
         return tuple(_convert(h, v, name) for h, v in zip(element, items, strict=True))
     if isinstance(hint, types.UnionType):
-        return None if value is None else _convert(next(h for h in choices if h is not type(None)), value, name)
+        return (
+            None if value is None else _convert(next(h for h in choices if h is not type(None)), value, name)
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     require(
