@@ -1,0 +1,1 @@
+"""Inference: sessions, sampling, streams of text and speech."""
