@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from muomni.errors import UserError
 from muomni.settings import require as _require
 from muomni.tokens import N_SPECIAL
 
@@ -17,7 +18,7 @@ STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "omni", "talker")
 """In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
 
 
-class TokenBudgetError(ValueError):
+class TokenBudgetError(UserError, ValueError):
     """Text, images and audio of one sequence do not fit max_seq_len."""
 
 
@@ -275,20 +276,16 @@ class ModelConfig:
             f"vision.image_size: expected a multiple of patch_size {self.vision.patch_size}, "
             f"got {self.vision.image_size}.",
         )
-        grid = math.isqrt(self.vision.n_image_tokens - 1)
+        grid, side = math.isqrt(self.vision.n_image_tokens - 1), math.isqrt(self.vision.n_patches)
         _require(
-            grid * grid == self.vision.n_image_tokens - 1 and (grid == 0 or self._patch_grid % grid == 0),
-            f"vision.n_image_tokens: expected 1 or k * k + 1 with k dividing {self._patch_grid}, "
+            grid * grid == self.vision.n_image_tokens - 1 and (grid == 0 or side % grid == 0),
+            f"vision.n_image_tokens: expected 1 or k * k + 1 with k dividing {side}, "
             f"got {self.vision.n_image_tokens}.",
         )
         _require(
             self.audio.factor == self.codec.factor,
             f"codec.factor: expected audio.factor {self.audio.factor} (one frame rate), got {self.codec.factor}.",
         )
-
-    @property
-    def _patch_grid(self) -> int:
-        return self.vision.image_size // self.vision.patch_size
 
     @property
     def samples_per_frame(self) -> int:

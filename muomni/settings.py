@@ -11,8 +11,10 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
+from muomni.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A setting that does not exist, has the wrong type, or contradicts another one."""
 
 
