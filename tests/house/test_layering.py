@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "infer": {"models", "data"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }
-ANYTHING = {"cli", "demo", "__init__"}
+ANYTHING = {"cli", "demo", "doctor", "__init__"}
 """The verbs themselves; nothing of ours imports them."""
 
 

@@ -1,0 +1,252 @@
+"""The command line: demo, train, eval, chat, say, data, doctor.
+
+Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
+mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from muomni.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75
+
+Run = Annotated[Path, arg(help="Directory of the trained stages.")]
+Settings = Annotated[
+    tuple[str, ...], arg(name="set", help="Settings such as optim.lr=3e-4 (several may follow).", metavar="NAME=VALUE ...")
+]
+
+app = tyro.extras.SubcommandApp()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+@app.command
+def demo(
+    *,
+    out: Path = Path("out/demo"),
+    size: str = "nano",
+    seed: int = 0,
+    shortened: bool = False,
+    check: bool = False,
+) -> None:
+    """Train every part on the embedded real data, then answer one omni turn and write a report.
+
+    Args:
+        out: Where report.html, answer.txt, reply.wav, metrics.json and the trained model go.
+        size: nano, tiny or base.
+        seed: Seed of the whole run.
+        shortened: Train fewer steps, as continuous integration does.
+        check: Exit 1 unless every held-out figure beats its baseline by the stated margin.
+    """
+    from muomni.demo import run_demo
+
+    console = _console()
+    failed = run_demo(out, size=size, seed=seed, shortened=shortened, console=console)
+    for line in failed:
+        print(f"below its margin: {line}", file=sys.stderr)
+    print(f"Open {out / 'report.html'}")
+    if check and failed:
+        sys.exit(1)
+
+
+@app.command
+def train(
+    *,
+    size: str = "nano",
+    stage: str = "all",
+    run: Run = Path("runs/nano"),
+    seed: int = 0,
+    settings: Settings = (),
+) -> None:
+    """Train one stage, or all of them in order; a finished stage with the same settings is reused.
+
+    Args:
+        size: nano, tiny or base.
+        stage: text, audio, vision, codec, omni, talker or all.
+        seed: Seed of initialisation, order, augmentation and dropout.
+    """
+    from muomni.config import STAGES
+    from muomni.demo import train_stage
+    from muomni.recipes import recipe
+    from muomni.settings import override
+
+    console = _console()
+    for name in STAGES if stage == "all" else (stage,):
+        config = override(recipe(size, name), [f"seed={seed}", *settings])
+        result = train_stage(config, run, console=console)
+        print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
+
+
+@app.command(name="eval")
+def evaluate(*, run: Run = Path("out/demo/model"), split: Literal["validation", "test"] = "test", json_: Annotated[
+    bool, arg(name="json", help="Print JSON.")] = False) -> None:
+    """Held-out figures of a trained model, each with its trivial baseline, n and interval.
+
+    Args:
+        split: Which held-out items.
+    """
+    from muomni.evaluate.run import evaluate as measure
+
+    rows = measure(run, split=split)["figures"]
+    if json_:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(
+            f"{row['what']:<58} {row['value']:8.3f}   {row['baseline']:8.3f} {row['baseline_name']}   n={row['n']}"
+        )
+
+
+@app.command
+def chat(
+    *,
+    run: Run = Path("out/demo/model"),
+    text: str | None = None,
+    image: Path | None = None,
+    audio: Path | None = None,
+    out: Path | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    json_: Annotated[bool, arg(name="json", help="Print one JSON object per turn.")] = False,
+) -> None:
+    """Talk with a trained model: one turn from the options, or line by line without them.
+
+    In a line-by-line conversation `/image PATH` and `/audio PATH` attach media to the next line, `/reset`
+    forgets the conversation and an empty line or end of input ends it.
+
+    Args:
+        text: What to say.
+        image: A picture.
+        audio: A recording of at most 10.24 s.
+        out: Where the spoken answer goes (WAV).
+        temperature: 0: greedy.
+        seed: Seed of sampling.
+    """
+    import muomni
+
+    session = muomni.load(run)
+
+    def turn(line: str | None, picture: Path | None, sound: Path | None) -> None:
+        from muomni.data.media import write_wav
+
+        reply = session.turn(line, image=picture, audio=sound, temperature=temperature, seed=seed, speak=out is not None)
+        if out is not None:
+            write_wav(out, reply.waveform, reply.sample_rate)
+        if json_:
+            print(json.dumps({"text": reply.text, "audio": str(out) if out else None, "timings": reply.timings}))
+        else:
+            print(reply.text, flush=True)
+
+    if text is not None or image is not None or audio is not None:
+        turn(text, image, audio)
+        return
+    picture: Path | None = None
+    sound: Path | None = None
+    for line in map(str.strip, sys.stdin):
+        if not line:
+            break
+        command, _, rest = line.partition(" ")
+        if command == "/image":
+            picture = Path(rest)
+        elif command == "/audio":
+            sound = Path(rest)
+        elif command == "/reset":
+            session.reset()
+        else:
+            turn(line, picture, sound)
+            picture = sound = None
+
+
+@app.command
+def say(
+    text: Positional[str],
+    *,
+    run: Run = Path("out/demo/model"),
+    out: Path = Path("say.wav"),
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> None:
+    """Speak a text with the Talker and write it as WAV.
+
+    Args:
+        text: What to say.
+        out: Where the WAV goes.
+        temperature: 0: greedy.
+        seed: Seed of sampling.
+    """
+    import muomni
+    from muomni.data.media import write_wav
+
+    waveform = muomni.load(run).say(text, temperature=temperature, seed=seed)
+    write_wav(out, waveform, 16_000)
+    print(f"{out}: {len(waveform) / 16_000:.2f} s")
+
+
+@app.command
+def data(action: Positional[Literal["list", "verify", "embed"]], *, out: Path = Path("embedded")) -> None:
+    """The embedded data set: list what it holds, verify its hashes, or rebuild it from its packages.
+
+    Args:
+        action: What to do.
+        out: Where `embed` writes.
+    """
+    from muomni.data import embedded
+
+    if action == "embed":
+        from muomni.data.sources.embed import build
+
+        build(out, progress=print)
+        print(f"rebuilt in {out}")
+    elif action == "verify":
+        print(f"{embedded.verify()} files match their SHA-256")
+    else:
+        for row in embedded.summary():
+            print("  ".join(str(cell) for cell in row))
+
+
+@app.command
+def doctor() -> None:
+    """What this machine has: versions, devices, the C++ extension, and the backend of every op."""
+    from muomni.doctor import report
+
+    for line in report():
+        print(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `muomni` command."""
+    try:
+        app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
+    except UserError as error:
+        print(f"muomni: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt as error:
+        print(f"muomni: interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"muomni: cannot write or read{where}: {error.strerror}; choose another path or free space.", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

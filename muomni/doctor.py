@@ -1,0 +1,42 @@
+"""What this machine offers: versions, devices, the C++ extension, and which backend each op would take."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("muomni", "torch", "triton", "numpy", "tokenizers", "safetensors", "soundfile", "soxr", "pillow"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device_name() -> str:
+    """The device training would use, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def report() -> Iterator[str]:
+    """Lines of the doctor's report."""
+    import muomni_kernels
+
+    for name, version in versions().items():
+        yield f"{name:<12} {version}"
+    yield f"{'device':<12} {device_name()}"
+    yield ""
+    yield f"{'op':<22} {'backend':<12} {'runs here':<10} reason against"
+    for op, backend, available, reason in muomni_kernels.doctor_rows():
+        yield f"{op:<22} {backend:<12} {'yes' if available else 'no':<10} {reason or ''}".rstrip()
