@@ -143,12 +143,12 @@ def render(turns: Sequence[Turn], *, n_image_tokens: int, max_seq_len: int, trun
 def render_text(ids: Sequence[int], *, max_seq_len: int) -> list[Document]:
     """Plain text as documents [BOS] text [EOS], every token but BOS a target.
 
-    A text longer than max_seq_len is cut into pieces; only the first starts with BOS and only the last
-    ends with EOS, and a piece's first token is a target of nothing.
+    A text longer than max_seq_len is cut into pieces that share one token with the piece before, so that
+    every token but BOS is a target exactly once.
     """
     whole = [BOS, *ids, EOS]
     documents = []
-    for start in range(0, len(whole), max_seq_len):
+    for start in range(0, len(whole) - 1, max_seq_len - 1):
         writer = Writer()
         writer.text(whole[start : start + max_seq_len], learn=True)
         documents.append(writer.document())

@@ -1,0 +1,1 @@
+"""Training: one loop, the stage contract, checkpoints."""

@@ -1,0 +1,136 @@
+"""Atomic checkpoints of a run: written aside, fsynced, hashed, renamed; the newest complete one is loaded.
+
+    ROOT/<stage>/checkpoints/step-00000500/{weights.safetensors, optimizer.safetensors, run.json, MANIFEST.json}
+
+A kill at any moment leaves either the whole new checkpoint or none of it, and always the one before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from muomni.models.weights import CheckpointError, load_weights, newest_complete, save_weights, write_manifest
+
+ASIDE = ".writing-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a resume needs."""
+
+    weights: dict[str, torch.Tensor]
+    """The stage's own parameters and buffers."""
+    optimizer: dict[str, torch.Tensor]
+    """Moments and step counts of every phase, as `<phase>/<parameter>/<field>`."""
+    record: dict[str, Any]
+    """run.json: config, step, position, skipped, versions, device, complete, parents."""
+
+
+def save(stage_dir: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write one checkpoint and delete all but the newest `keep`.
+
+    Returns its directory. A complete checkpoint of the same step is left as it is: training is deterministic.
+    Raises CheckpointError when the disk is full; what was there before is untouched.
+    """
+    folder = stage_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{checkpoint.record['step']:08d}"
+    for stale in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    if target.exists():
+        if newest_complete(stage_dir) == target:
+            return target
+        shutil.rmtree(target)
+    aside = folder / f"{ASIDE}{target.name}-{os.getpid()}"
+    try:
+        aside.mkdir()
+        save_weights(checkpoint.weights, aside / "weights.safetensors")
+        save_weights(checkpoint.optimizer, aside / "optimizer.safetensors")
+        write_json(aside / "run.json", checkpoint.record)
+        for file in aside.iterdir():
+            _fsync(file)
+        write_manifest(aside)
+        _fsync(aside / "MANIFEST.json")
+        _fsync(aside)
+        aside.rename(target)
+        _fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not _is_full(error):
+            raise
+        before = newest_complete(stage_dir)
+        kept = f"the checkpoint {before.name} is intact" if before else "there was no checkpoint before it"
+        raise CheckpointError(
+            f"{target}: no space left on the device while saving; {kept}. Free some space and run again."
+        ) from error
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(stage_dir: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a stage, or None."""
+    path = newest_complete(stage_dir)
+    if path is None:
+        return None
+    return Checkpoint(
+        weights=load_weights(path / "weights.safetensors"),
+        optimizer=load_weights(path / "optimizer.safetensors"),
+        record=json.loads((path / "run.json").read_text()),
+    )
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def read_record(stage_dir: Path) -> dict[str, Any] | None:
+    """A stage's run.json, or None where there is none.
+
+    Raises CheckpointError when it cannot be read as JSON.
+    """
+    path = stage_dir / "run.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not readable ({error}); delete {stage_dir} and train it again.") from error
+
+
+def manifest_hash(stage_dir: Path) -> str | None:
+    """SHA-256 of the newest complete checkpoint's manifest: names the state of a stage."""
+    import hashlib
+
+    path = newest_complete(stage_dir)
+    return None if path is None else hashlib.sha256((path / "MANIFEST.json").read_bytes()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)

@@ -1,0 +1,306 @@
+"""The one training loop, for every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from muomni.config import RunConfig
+from muomni.settings import to_dict
+from muomni.train import checkpoint
+from muomni.train.metrics import RunLog, write_plot
+from muomni.train.optim import Optimizer, learning_rate
+from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called as progress(step, steps, metrics of the last row)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What training a stage gave."""
+
+    stage: str
+    step: int
+    held_out: list[Figure]
+    """Figures on the validation split."""
+    seconds: float
+    """Wall time of this call's steps."""
+    reused: bool
+    """The stage was finished already and nothing was trained."""
+    skipped: int
+    """Steps whose update was left out because a loss or gradient was not finite."""
+    directory: Path
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Each figure followed by its baseline, by name."""
+        values: dict[str, float] = {}
+        for figure in self.held_out:
+            values[figure.name] = figure.value
+            values[f"{figure.name} ({figure.baseline_name})"] = figure.baseline
+        return values
+
+
+def train(
+    stage: Stage,
+    run: RunConfig,
+    root: Path,
+    *,
+    progress: Progress | None = None,
+    resume: bool = True,
+    device: str | torch.device | None = None,
+) -> Result:
+    """Train one stage to its end and measure it on the validation split.
+
+    A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
+    on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
+    over and keep the old run as `<stage>.previous`.
+    device: None takes CUDA where there is one.
+    Raises StageOrderError, CheckpointError; KeyboardInterrupt on SIGINT or SIGTERM after saving, saying at
+    which step.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    directory = root / stage.name
+    config = to_dict(run)
+    # The caller's generator is put back: training seeds the global one at every step.
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        torch.manual_seed(step_seed(run.seed, 0))
+        record = checkpoint.read_record(directory)
+        if record is not None:
+            check_same_model(record["config"]["model"], run.model, where=directory)
+        parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
+        same = resume and record is not None and (record["config"], record["parents"]) == (config, parents)
+        if same and record is not None and record["complete"] and checkpoint.manifest_hash(directory):
+            figures = [Figure(**values) for values in record["figures"]]
+            return Result(
+                stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
+                skipped=record["skipped"], directory=directory,
+            )  # fmt: skip
+        model = stage.build(run, root).to(where)
+        if record is not None and not same:
+            _set_aside(directory)
+        return _Trainer(stage, run, model=model, directory=directory, parents=parents, progress=progress).run_all()
+
+
+def _set_aside(directory: Path) -> None:
+    previous = directory.with_name(f"{directory.name}.previous")
+    if previous.exists():
+        shutil.rmtree(previous)
+    directory.rename(previous)
+
+
+class _Trainer:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        run: RunConfig,
+        *,
+        model: nn.Module,
+        directory: Path,
+        parents: dict[str, str | None],
+        progress: Progress | None,
+    ) -> None:
+        self.stage, self.run, self.model, self.directory = stage, run, model, directory
+        self.parents, self.progress = parents, progress
+        self.device = next(model.parameters()).device
+        self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
+        self.step = 0
+        self.position = 0
+        self.skipped = torch.zeros((), device=self.device)
+        self.seconds = 0.0
+        self._resume()
+        self.log = RunLog(directory, after=self.step)
+        self._row: dict[str, Any] = {}
+        self._start_row()
+
+    def _resume(self) -> None:
+        saved = checkpoint.load(self.directory)
+        if saved is None:
+            return
+        load_owned(self.model, saved.weights, saved=self.stage.saved, where=self.directory)
+        for phase, optimizer in self.optimizers.items():
+            prefix = f"{phase}/"
+            optimizer.load(
+                {k.removeprefix(prefix): v for k, v in saved.optimizer.items() if k.startswith(prefix)}
+            )
+        self.step, self.position = saved.record["step"], saved.record["position"]
+        self.skipped.fill_(saved.record["skipped"])
+
+    def record(self, *, complete: bool, figures: list[Figure] | None = None) -> dict[str, Any]:
+        """run.json: everything but the tensors."""
+        return {
+            "config": to_dict(self.run),
+            "step": self.step,
+            "position": self.position,
+            "skipped": int(self.skipped.item()),
+            "complete": complete,
+            "parents": self.parents,
+            "figures": [asdict(figure) for figure in figures or []],
+            "seconds": round(self.seconds, 2),
+            "device": str(self.device),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        state = checkpoint.Checkpoint(
+            weights=owned(self.model, self.stage.saved),
+            optimizer={f"{p}/{k}": v for p, o in self.optimizers.items() for k, v in o.state().items()},
+            record=self.record(complete=self.step == self.run.train.steps),
+        )
+        checkpoint.save(self.directory, state, keep=self.run.train.keep)
+
+    def run_all(self) -> Result:
+        """Train, save, measure."""
+        steps, save_every, eval_every = self.run.train.steps, self.run.train.save_every, self.run.train.eval_every
+        checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
+        batches = self.stage.batches("train", self.position)
+        self.stage.set_mode(self.model)
+        with _stop_requests() as stopped:
+            while self.step < steps:
+                started = time.perf_counter()
+                self.train_step(batches)
+                self.seconds += time.perf_counter() - started
+                if self.step % self.run.train.log_every == 0 or self.step == steps:
+                    self._write_row()
+                if self.progress is not None:
+                    self.progress(self.step, steps, self._row)
+                if self.step == steps or (save_every and self.step % save_every == 0):
+                    self.save()
+                if eval_every and self.step % eval_every == 0 and self.step < steps:
+                    self.log.write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
+                    self.stage.set_mode(self.model)
+                if stopped and self.step < steps:
+                    self.save()
+                    raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
+        figures = self.measure()
+        write_plot(self.directory, f"{self.stage.name}: training loss")
+        checkpoint.write_json(self.directory / "run.json", self.record(complete=True, figures=figures))
+        return Result(
+            stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
+            skipped=int(self.skipped.item()), directory=self.directory,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def measure(self) -> list[Figure]:
+        """Held-out figures on the validation split."""
+        self.model.eval()
+        torch.manual_seed(step_seed(self.run.seed, 1))
+        return self.stage.evaluate(self.model, "validation")
+
+    def train_step(self, batches: Iterator[Any]) -> None:
+        """One optimizer step of every phase. Nothing is read back from the device."""
+        micro = [next(batches) for _ in range(self.run.train.micro_batches)]
+        self.position += len(micro)
+        lr = learning_rate(self.run.optim, step=self.step, steps=self.run.train.steps)
+        # Counts of all micro-batches first: the gradient is that of one division by the step's total.
+        totals: dict[str, torch.Tensor | int] = {}
+        for batch in micro:
+            for key, count in self.stage.counts(batch).items():
+                totals[key] = totals.get(key, 0) + count
+        buffers = [b for n, b in self.model.named_buffers() if n.split(".", 1)[0] in self.stage.saved]
+        before = [b.clone() for b in buffers]
+        bad = torch.zeros((), device=self.device)
+        seen: dict[str, torch.Tensor] = {}
+        for number, (phase, optimizer) in enumerate(self.optimizers.items()):
+            optimizer.zero_grad()
+            total = torch.zeros((), device=self.device)
+            for i, batch in enumerate(micro):
+                # Dropout and augmentation depend on (seed, step, phase, micro-batch): a resume needs no RNG state.
+                torch.manual_seed(step_seed(self.run.seed, 2, self.step, number, i))
+                sums = self.stage.losses(self.model, batch, phase)
+                means = {k: v.float() / _at_least_one(totals[k]) for k, v in sums.items()}
+                loss = torch.stack([self.stage.weights[k] * v for k, v in means.items()]).sum()
+                loss.backward()
+                total = total + loss.detach()
+                for key, value in means.items():
+                    seen[f"loss/{key}"] = seen.get(f"loss/{key}", 0) + value.detach()
+            norm, skipped = optimizer.step(total, lr)
+            bad = torch.maximum(bad, skipped)
+            seen["grad_norm"] = seen.get("grad_norm", 0) + norm
+        self.stage.after_step(self.model)
+        # What a non-finite step gathered goes with its update: codebook statistics and logged means alike.
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(torch.where(bad > 0, old, buffer))
+        for key, value in seen.items():
+            self._sums[key] = self._sums.get(key, 0) + torch.where(bad > 0, torch.zeros_like(value), value)
+        self.skipped += bad
+        self._good = self._good + (1 - bad)
+        self.step += 1
+        self._lr = lr
+        for batch in micro:
+            used, room = self.stage.fill(batch)
+            self._used, self._room = self._used + used, self._room + room
+
+    def _start_row(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._good: torch.Tensor | float = 0.0
+        self._used = self._room = 0
+        self._lr = 0.0
+        self._since = time.perf_counter()
+
+    def _write_row(self) -> None:
+        """Read the sums back once and append a row."""
+        keys = list(self._sums)
+        *values, good, skipped = torch.stack(
+            [*(self._sums[k] for k in keys), torch.as_tensor(self._good), self.skipped]
+        ).tolist()
+        self._row = {
+            "step": self.step,
+            **{k: v / good if good else None for k, v in zip(keys, values, strict=True)},
+            "lr": self._lr,
+            "skipped": int(skipped),
+            "tokens_per_second": round(self._used / max(time.perf_counter() - self._since, 1e-9), 1),
+            "fill_rate": round(self._used / max(self._room, 1), 4),
+        }
+        self.log.write(self._row)
+        self._start_row()
+
+
+def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying inside a step; a second one interrupts at once.
+
+    Outside the main thread signals cannot be handled, and nothing is collected.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def request(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt("stopped without saving")
+        received.append(number)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reused_figures(root: Path, stage: str) -> list[Figure]:
+    """The figures a finished stage left in its run.json; empty where there is none."""
+    path = root / stage / "run.json"
+    return [Figure(**values) for values in json.loads(path.read_text())["figures"]] if path.is_file() else []
