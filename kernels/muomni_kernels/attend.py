@@ -1,0 +1,230 @@
+"""Attention: packed variable-length documents for training, a preallocated cache for decoding."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from muomni_kernels import reference, registry
+
+QUERY_CHUNK = 128
+"""Queries of one SDPA call of the chunked CPU backend."""
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    causal: bool,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v inside each document of a packed row; documents never see each other.
+
+    q:          (T, H, D); k, v: (T, Hkv, D) with Hkv dividing H (grouped queries).
+    cu_seqlens: (n + 1,) int32, document i is rows cu_seqlens[i]:cu_seqlens[i + 1]; may be padded by
+                repeating the last value. Rows past it belong to no document and give zeros.
+    max_seqlen: at least the longest document.
+    Returns (T, H, D) of q's dtype. Differentiable in q, k, v. Raises ValueError when shapes do not fit.
+    """
+    if (
+        q.ndim != 3
+        or k.shape != v.shape
+        or k.ndim != 3
+        or q.shape[0] != k.shape[0]
+        or q.shape[2] != k.shape[2]
+    ):
+        raise ValueError(
+            f"q, k, v: expected (T, H, D), (T, Hkv, D), (T, Hkv, D), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"k: expected a number of heads that divides {q.shape[1]}, got {k.shape[1]}.")
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(
+            f"cu_seqlens: expected (n + 1,) int32, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}."
+        )
+    arguments = (q, k, v, cu_seqlens, max_seqlen, causal)
+    return registry.select("attention", *arguments)(*arguments)
+
+
+def attention_decode(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, *, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Attention of new queries over a cache that already holds their keys.
+
+    q:                (B, Tq, H, D); query i sees the keys before lengths - Tq + 1 + i.
+    k_cache, v_cache: (B, Tmax, Hkv, D); what lies past a row's length is not read.
+    lengths:          (B,) integer, valid keys of each row, the new ones included.
+    Returns (B, Tq, H, D). Raises ValueError when shapes do not fit.
+    """
+    if q.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.ndim != 4 or q.shape[0] != k_cache.shape[0]:
+        raise ValueError(
+            f"q, caches: expected (B, Tq, H, D) and (B, Tmax, Hkv, D), got {tuple(q.shape)}, {tuple(k_cache.shape)}, "
+            f"{tuple(v_cache.shape)}."
+        )
+    if q.shape[2] % k_cache.shape[2] or lengths.shape != q.shape[:1]:
+        raise ValueError(
+            f"k_cache, lengths: expected heads dividing {q.shape[2]} and ({q.shape[0]},), got {k_cache.shape[2]} and "
+            f"{tuple(lengths.shape)}."
+        )
+    return registry.select("attention_decode", q, k_cache, v_cache, lengths)(q, k_cache, v_cache, lengths)
+
+
+def _heads_first(t: torch.Tensor) -> torch.Tensor:
+    return t.transpose(-3, -2)
+
+
+def _sdpa_chunked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, causal: bool
+) -> torch.Tensor:
+    """CPU: one call when all documents are equally long, else one per chunk of queries over the keys they can see.
+
+    Work grows with T * (chunk + document), not with T * T. Reading cu_seqlens costs nothing on a CPU.
+    """
+    bounds = cu_seqlens.tolist()
+    spans = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    used, n_tokens = bounds[-1], q.shape[0]
+    if not spans:
+        return torch.zeros_like(q)
+    gqa = q.shape[1] != k.shape[1]
+    length = spans[0][1] - spans[0][0]
+    if all(b - a == length for a, b in spans):
+        rows = [_heads_first(t[:used].reshape(len(spans), length, *t.shape[1:])) for t in (q, k, v)]
+        out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=causal, enable_gqa=gqa)
+        done = _heads_first(out).reshape(used, *q.shape[1:])
+        return done if used == n_tokens else torch.cat((done, q.new_zeros(n_tokens - used, *q.shape[1:])))
+    sizes = torch.tensor([b - a for a, b in spans])
+    document = torch.repeat_interleave(torch.arange(len(spans)), sizes)
+    starts = torch.repeat_interleave(torch.tensor([a for a, _ in spans]), sizes).tolist()
+    ends = torch.repeat_interleave(torch.tensor([b for _, b in spans]), sizes).tolist()
+    position = torch.arange(used)
+    pieces: list[torch.Tensor] = []
+    for begin in range(0, used, QUERY_CHUNK):
+        end = min(begin + QUERY_CHUNK, used)
+        first, last = starts[begin], end if causal else ends[end - 1]
+        seen = document[begin:end, None] == document[None, first:last]
+        if causal:
+            seen &= position[begin:end, None] >= position[None, first:last]
+        out = F.scaled_dot_product_attention(
+            _heads_first(q[begin:end])[None],
+            _heads_first(k[first:last])[None],
+            _heads_first(v[first:last])[None],
+            attn_mask=seen,
+            enable_gqa=gqa,
+        )
+        pieces.append(_heads_first(out[0]))
+    if used < n_tokens:
+        pieces.append(q.new_zeros(n_tokens - used, *q.shape[1:]))
+    return torch.cat(pieces)
+
+
+def _sdpa_mask(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, causal: bool
+) -> torch.Tensor:
+    """Any device, no host sync: one SDPA call under a T x T block mask built on the device."""
+    position = torch.arange(q.shape[0], device=q.device, dtype=torch.int32)
+    document = torch.searchsorted(cu_seqlens, position, right=True)
+    inside = position < cu_seqlens[-1]
+    seen = document[:, None] == document[None, :]
+    if causal:
+        seen = seen & (position[:, None] >= position[None, :])
+    out = F.scaled_dot_product_attention(
+        _heads_first(q)[None],
+        _heads_first(k)[None],
+        _heads_first(v)[None],
+        attn_mask=seen,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return _heads_first(out[0]) * inside[:, None, None]
+
+
+@functools.cache
+def _varlen_function() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
+
+
+def _varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, causal: bool
+) -> torch.Tensor:
+    """CUDA: PyTorch's own variable-length kernel; grouped keys are repeated for it."""
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    window = (-1, 0) if causal else (-1, -1)
+    out = _varlen_function()(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window)
+    inside = torch.arange(q.shape[0], device=q.device, dtype=torch.int32) < cu_seqlens[-1]
+    return torch.where(inside[:, None, None], out, torch.zeros_like(out))
+
+
+def _varlen_available() -> str | None:
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, this machine has none"
+    return None if _varlen_function() is not None else "this torch has no torch.nn.attention.varlen"
+
+
+def _varlen_supports(q: torch.Tensor, *_: object) -> str | None:
+    if not q.is_cuda:
+        return f"needs a CUDA tensor, got {q.device.type}"
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"needs float16 or bfloat16, got {q.dtype}"
+    return _varlen_available()
+
+
+def _chunked_supports(q: torch.Tensor, *_: object) -> str | None:
+    if q.device.type != "cpu":
+        return f"needs a CPU tensor (it reads cu_seqlens), got {q.device.type}"
+    return (
+        "cannot be traced by torch.compile (it reads cu_seqlens)" if torch.compiler.is_compiling() else None
+    )
+
+
+def _anything(*_: object) -> None:
+    """Runs wherever PyTorch does."""
+
+
+def _decode_sdpa(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """One SDPA call under a length mask; keys and values past every row's length are not touched on a CPU."""
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        longest = int(lengths.max())
+        k_cache, v_cache = k_cache[:, :longest], v_cache[:, :longest]
+        if q.shape[1] == 1 and int(lengths.min()) == longest:
+            out = F.scaled_dot_product_attention(
+                _heads_first(q),
+                _heads_first(k_cache),
+                _heads_first(v_cache),
+                enable_gqa=q.shape[2] != k_cache.shape[2],
+            )
+            return _heads_first(out)
+    n_queries = q.shape[1]
+    limit = (
+        lengths.view(-1, 1, 1, 1) - n_queries + 1 + torch.arange(n_queries, device=q.device).view(1, 1, -1, 1)
+    )
+    seen = torch.arange(k_cache.shape[1], device=q.device) < limit
+    out = F.scaled_dot_product_attention(
+        _heads_first(q),
+        _heads_first(k_cache),
+        _heads_first(v_cache),
+        attn_mask=seen,
+        enable_gqa=q.shape[2] != k_cache.shape[2],
+    )
+    return _heads_first(out)
+
+
+registry.register("attention", "varlen", _varlen, supports=_varlen_supports, available=_varlen_available)
+registry.register("attention", "sdpa", _sdpa_chunked, supports=_chunked_supports, available=_anything)
+registry.register("attention", "sdpa_mask", _sdpa_mask, supports=_anything, available=_anything)
+registry.register("attention", "reference", reference.attention, supports=_anything, available=_anything)
+registry.register("attention_decode", "sdpa", _decode_sdpa, supports=_anything, available=_anything)
+registry.register(
+    "attention_decode", "reference", reference.attention_decode, supports=_anything, available=_anything
+)

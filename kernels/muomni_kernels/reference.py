@@ -1,0 +1,76 @@
+"""The specification of every tensor op in plain PyTorch. Where a kernel differs, the kernel is wrong."""
+
+from __future__ import annotations
+
+import torch
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """At least fp32: half types are computed in fp32, fp64 stays for gradcheck."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in at least fp32."""
+    wide = _wide(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * _wide(weight)).to(x.dtype)
+
+
+def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + R/2) of the first R = 2 * cos.shape[-1] features by each token's angles."""
+    half = cos.shape[-1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    wide_a, wide_b, c, s = _wide(first), _wide(second), cos.unsqueeze(-2), sin.unsqueeze(-2)
+    turned = torch.cat((wide_a * c - wide_b * s, wide_b * c + wide_a * s), dim=-1).to(x.dtype)
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for packed (..., 2F) = gate, up."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    wide = _wide(gate)
+    return (wide * torch.sigmoid(wide) * _wide(up)).to(gate_up.dtype)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    causal: bool,
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v inside each document; zeros past the last document."""
+    n_groups = q.shape[1] // k.shape[1]
+    pieces: list[torch.Tensor] = []
+    bounds = cu_seqlens.tolist()
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        if stop == start:
+            continue
+        qd, kd, vd = (_wide(t[start:stop]).transpose(0, 1) for t in (q, k, v))
+        kd, vd = kd.repeat_interleave(n_groups, dim=0), vd.repeat_interleave(n_groups, dim=0)
+        scores = qd @ kd.transpose(1, 2) * q.shape[-1] ** -0.5
+        if causal:
+            hidden = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        pieces.append((scores.softmax(-1) @ vd).transpose(0, 1).to(q.dtype))
+    pieces.append(q.new_zeros(q.shape[0] - bounds[-1], *q.shape[1:]))
+    return torch.cat(pieces)
+
+
+def attention_decode(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v where query i of Tq sees the keys before lengths - Tq + 1 + i."""
+    n_groups, n_queries = q.shape[2] // k_cache.shape[2], q.shape[1]
+    keys = _wide(k_cache).repeat_interleave(n_groups, dim=2).permute(0, 2, 3, 1)
+    values = _wide(v_cache).repeat_interleave(n_groups, dim=2).transpose(1, 2)
+    scores = _wide(q).transpose(1, 2) @ keys * q.shape[-1] ** -0.5
+    limit = (
+        lengths.view(-1, 1, 1, 1) - n_queries + 1 + torch.arange(n_queries, device=q.device).view(1, 1, -1, 1)
+    )
+    seen = torch.arange(k_cache.shape[1], device=q.device) < limit
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    # A cache row past the length may hold anything, NaN included: weight 0 must give 0.
+    values = values.masked_fill(~seen.any(2).unsqueeze(-1), 0.0)
+    return (weights @ values).transpose(1, 2).to(q.dtype)

@@ -1,0 +1,55 @@
+"""What every Triton backend needs: whether Triton can run here, tile shapes, and the number of programs."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels on the CPU (TRITON_INTERPRET=1 before triton was imported)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def available() -> str | None:
+    """None when Triton kernels can run on this machine, else the reason against it."""
+    if not _installed():
+        return "triton is not installed"
+    if interpreting() or torch.cuda.is_available():
+        return None
+    return "needs a CUDA device, this machine has none"
+
+
+def reason_against(x: torch.Tensor) -> str | None:
+    """None when Triton can run on this tensor, else the reason against it."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"needs float16, bfloat16 or float32, got {x.dtype}"
+    if not (x.is_cuda or interpreting()):
+        return f"needs a CUDA tensor, got {x.device.type}"
+    if not _installed():
+        return "triton is not installed"
+    return None
+
+
+def rows_per_tile(width: int) -> int:
+    """Rows of a [rows, width] tile for four warps (anchors: 16 rows at 128, 8 at 256, 4 at 512)."""
+    return max(1, min(16, 2048 // max(width, 1)))
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def n_programs(x: torch.Tensor, tiles: int) -> int:
+    """Programs of a persistent kernel: four per multiprocessor, never more than there are tiles."""
+    per_device = 4 * torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
+    return max(1, min(tiles, per_device))
