@@ -8,6 +8,7 @@ A kill at any moment leaves either the whole new checkpoint or none of it, and a
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -114,10 +115,14 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path}: not readable ({error}); delete {stage_dir} and train it again.") from error
 
 
+def newest_step(stage_dir: Path) -> int | None:
+    """The step of the newest complete checkpoint, or None."""
+    path = newest_complete(stage_dir)
+    return None if path is None else json.loads((path / "run.json").read_text())["step"]
+
+
 def manifest_hash(stage_dir: Path) -> str | None:
     """SHA-256 of the newest complete checkpoint's manifest: names the state of a stage."""
-    import hashlib
-
     path = newest_complete(stage_dir)
     return None if path is None else hashlib.sha256((path / "MANIFEST.json").read_bytes()).hexdigest()
 

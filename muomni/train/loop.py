@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 import shutil
 import signal
@@ -83,7 +82,8 @@ def train(
             check_same_model(record["config"]["model"], run.model, where=directory)
         parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
         same = resume and record is not None and (record["config"], record["parents"]) == (config, parents)
-        if same and record is not None and record["complete"] and checkpoint.manifest_hash(directory):
+        whole = record is not None and checkpoint.newest_step(directory) == record["step"]
+        if same and whole and record is not None and record["complete"]:
             figures = [Figure(**values) for values in record["figures"]]
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
@@ -298,9 +298,3 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def reused_figures(root: Path, stage: str) -> list[Figure]:
-    """The figures a finished stage left in its run.json; empty where there is none."""
-    path = root / stage / "run.json"
-    return [Figure(**values) for values in json.loads(path.read_text())["figures"]] if path.is_file() else []

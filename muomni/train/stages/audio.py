@@ -1,0 +1,212 @@
+"""Stage audio: the audio encoder and its CTC head learn to spell recorded speech."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from torch import nn
+
+from muomni.config import RunConfig
+from muomni.data import embedded
+from muomni.data.audio import CTC_SYMBOLS, ctc_feasible, decode_ctc, encode_ctc, log_mel, normalise, stack_frames
+from muomni.data.batch import Order, cumulative
+from muomni.errors import UserError
+from muomni.metrics.edit import best_constant_error_rate, error_rate
+from muomni.models.audio import AudioEncoder, CTCHead
+from muomni.train.losses import ctc_loss
+from muomni.train.stage import Figure, Parts, StageBase, generator
+
+SPEEDS = (0.9, 1.0, 1.1)
+"""Tempo and pitch factors of the training copies."""
+MASKED_BANDS, MASKED_FRAMES = 24, 40
+"""Widest frequency mask in mel bands and time mask in log-mel frames (100 Hz)."""
+BAND_SHIFT = 5
+"""Largest shift along the mel axis, bands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechBatch:
+    """Clips one after another, with their transcripts."""
+
+    frames: torch.Tensor
+    """(N, factor * n_mels) float32, zeros after the last clip."""
+    cu_seqlens: torch.Tensor
+    """int32; segment i < n is clip i, the rest is padding."""
+    index: torch.Tensor
+    """(n, longest) int64: rows of `frames` of each clip, N for padding."""
+    targets: torch.Tensor
+    """(n, longest target) int64."""
+    input_lengths: torch.Tensor
+    """(n,) int64 audio frames of each clip, on the CPU."""
+    target_lengths: torch.Tensor
+    """(n,) int64 characters of each transcript, on the CPU."""
+    texts: tuple[str, ...]
+    """The transcripts."""
+
+
+class AudioStage(StageBase):
+    """CTC over characters at ctc_expand positions an audio frame."""
+
+    name = "audio"
+    saved = ("audio", "ctc_head")
+    weights = {"ctc": 1.0}
+
+    def build(self, run: RunConfig, root: Path) -> nn.Module:
+        """Compute every clip's log-mel at every speed once; start the encoder from the seed."""
+        self._mels: dict[tuple[str, int], torch.Tensor] = {}
+        self._usable: dict[str, list[embedded.SpeechItem]] = {}
+        self.dropped: dict[str, int] = {}
+        """Clips left out of each split: too long for the context, or too short for their transcript."""
+        cfg = run.model.audio
+        return Parts(
+            audio=AudioEncoder(cfg, run.model.mel.n_mels),
+            ctc_head=CTCHead(cfg.d_model, cfg.ctc_expand, len(CTC_SYMBOLS)),
+        )
+
+    def items(self, split: embedded.Split) -> list[embedded.SpeechItem]:
+        """Clips that fit the context and whose transcript fits the fastest copy; the others are counted."""
+        if split not in self._usable:
+            items = embedded.speech(split)
+            fastest = max(SPEEDS) if split == "train" else 1.0
+            self._usable[split] = [item for item in items if self._fits(item, fastest)]
+            self.dropped[split] = len(items) - len(self._usable[split])
+            if not self._usable[split]:
+                raise UserError(f"audio: no clip of split {split} fits; raise audio.ctc_expand or max_seq_len.")
+        return self._usable[split]
+
+    def _fits(self, item: embedded.SpeechItem, speed: float) -> bool:
+        n_frames = int(item.n_samples / speed) // self.config.samples_per_frame
+        slowest = item.n_samples / (min(SPEEDS) if speed > 1.0 else 1.0)
+        return slowest <= self.config.max_audio_samples and ctc_feasible(
+            item.text, n_frames * self.config.audio.ctc_expand
+        )
+
+    def mel(self, item: embedded.SpeechItem, speed: int) -> torch.Tensor:
+        """Normalised log-mel (n_frames, n_mels) of a clip at SPEEDS[speed], computed once."""
+        key = (item.id, speed)
+        if key not in self._mels:
+            waveform = embedded.waveform(item)
+            if SPEEDS[speed] != 1.0:
+                waveform = soxr.resample(waveform, 16_000 * SPEEDS[speed], 16_000).astype(np.float32)
+            self._mels[key] = normalise(log_mel(waveform, self.config.mel), self.config.mel)
+        return self._mels[key]
+
+    def batches(self, split: embedded.Split, state: int) -> Iterator[SpeechBatch]:
+        """Clips packed by frames; in training each at a drawn speed, shifted and masked."""
+        items, training = self.items(split), split == "train"
+        speeds = len(SPEEDS) if training and self.run.train.augment else 1
+        slowest = min(SPEEDS) if speeds > 1 else 1.0
+        lengths = [-(-int(i.n_samples / slowest) // self.config.samples_per_frame) + 1 for i in items]
+        order = Order(
+            lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
+            seed=self.run.seed, shuffle=training,
+        )  # fmt: skip
+        rows = order.iterate(state) if training else iter(order.epoch(0))
+        for position, row in enumerate(rows, start=state):
+            draw = generator(self.run.seed, 3, position)
+            chosen = torch.randint(speeds, (len(row),), generator=draw).tolist() if speeds > 1 else [1] * len(row)
+            mels = [self.mel(items[i], speed) for i, speed in zip(row, chosen, strict=True)]
+            if training and self.run.train.augment:
+                mels = [self.augment(mel, draw) for mel in mels]
+            yield self.collate(mels, [items[i].text for i in row], capacity=int(order.capacity[0]))
+
+    def augment(self, mel: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """Shift along both axes, then mask two bands and some stretches of time with the clip's mean."""
+
+        def number(high: int) -> int:
+            return int(torch.randint(high, (), generator=draw))
+
+        n_frames, n_mels = mel.shape
+        shift = number(2 * BAND_SHIFT + 1) - BAND_SHIFT
+        mel = torch.roll(mel, shift, dims=1)[number(self.config.audio.factor // 2) :].clone()
+        if shift > 0:
+            mel[:, :shift] = mel[:, shift : shift + 1]
+        elif shift < 0:
+            mel[:, shift:] = mel[:, shift - 1 : shift]
+        mel += torch.randn((), generator=draw) * 0.15
+        mean = mel.mean()
+        for _ in range(2):
+            width = number(MASKED_BANDS + 1)
+            start = number(n_mels - width + 1)
+            mel[:, start : start + width] = mean
+        for _ in range(1 + n_frames // 200):
+            width = number(min(MASKED_FRAMES, len(mel) // 5) + 1)
+            start = number(len(mel) - width + 1)
+            mel[start : start + width] = mean
+        return mel
+
+    def collate(self, mels: list[torch.Tensor], texts: list[str], *, capacity: int) -> SpeechBatch:
+        """Stack, pack and pad."""
+        mel, factor = self.config.mel, self.config.audio.factor
+        clips = [stack_frames(m, mel, factor=factor) for m in mels]
+        lengths = [len(clip) for clip in clips]
+        frames = torch.zeros(capacity, factor * mel.n_mels)
+        frames[: sum(lengths)] = torch.cat(clips)
+        index = torch.full((len(clips), max(lengths)), capacity, dtype=torch.int64)
+        start = 0
+        for row, length in zip(index, lengths, strict=True):
+            row[:length] = torch.arange(start, start + length)
+            start += length
+        spelled = [torch.tensor(encode_ctc(text), dtype=torch.int64) for text in texts]
+        return SpeechBatch(
+            frames=frames,
+            cu_seqlens=cumulative(
+                lengths, n_max=max(len(clips), self.run.train.batch_items), total=capacity,
+                longest=self.config.max_audio_tokens,
+            ),
+            index=index,
+            targets=nn.utils.rnn.pad_sequence(spelled, batch_first=True),
+            input_lengths=torch.tensor(lengths, dtype=torch.int64),
+            target_lengths=torch.tensor([len(s) for s in spelled], dtype=torch.int64),
+            texts=tuple(texts),
+        )  # fmt: skip
+
+    def counts(self, batch: SpeechBatch) -> dict[str, torch.Tensor | int]:
+        """Characters to spell."""
+        return {"ctc": int(batch.target_lengths.sum())}
+
+    def logits(self, model: nn.Module, batch: SpeechBatch) -> torch.Tensor:
+        """(n, longest * ctc_expand, n_symbols) of each clip."""
+        device, expand = self.device(model), self.config.audio.ctc_expand
+        hidden = model.get_submodule("audio")(
+            batch.frames.to(device), batch.cu_seqlens.to(device), self.config.max_audio_tokens
+        )
+        # Row N is what padding reads; it is behind every clip's length.
+        padded = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.index.to(device)]
+        n, longest, width = padded.shape
+        return model.get_submodule("ctc_head")(padded.reshape(-1, width)).reshape(n, longest * expand, -1)
+
+    def losses(self, model: nn.Module, batch: SpeechBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Summed CTC loss."""
+        logits = self.logits(model, batch)
+        lengths = batch.input_lengths * self.config.audio.ctc_expand
+        loss = ctc_loss(
+            logits, batch.targets.to(logits.device), input_lengths=lengths, target_lengths=batch.target_lengths
+        )
+        return {"ctc": loss}
+
+    def fill(self, batch: SpeechBatch) -> tuple[int, int]:
+        """Audio frames that are not padding, and all."""
+        return int(batch.input_lengths.sum()), len(batch.frames)
+
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+        """Greedy character error rate, against the best constant output on the same clips."""
+        said: list[str] = []
+        references: list[str] = []
+        for batch in self.batches(split, 0):
+            best = self.logits(model, batch).argmax(-1).cpu()
+            lengths = (batch.input_lengths * self.config.audio.ctc_expand).tolist()
+            said += [decode_ctc(row[:n].tolist()) for row, n in zip(best, lengths, strict=True)]
+            references += batch.texts
+        return [
+            Figure(
+                name="speech character error rate", value=error_rate(references, said).value,
+                baseline=best_constant_error_rate(references).value, baseline_name="best constant output",
+                n=len(references),
+            )
+        ]  # fmt: skip

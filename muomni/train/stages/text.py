@@ -1,0 +1,131 @@
+"""Stage text: the tokenizer, then the Thinker on next-token prediction over packed documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from muomni.config import RunConfig
+from muomni.data import embedded
+from muomni.data.batch import Order, PackedBatch, pack
+from muomni.data.template import Document, render_text
+from muomni.data.text import Tokenizer, train_tokenizer
+from muomni.metrics.ngram import NGramModel, bits_per_byte
+from muomni.models.thinker import Thinker
+from muomni.models.weights import CheckpointError
+from muomni.train.losses import n_targets, token_loss
+from muomni.train.stage import Figure, Parts, StageBase
+
+
+def tokenizer_path(root: Path) -> Path:
+    """Where a run's tokenizer is."""
+    return root / "tokenizer.json"
+
+
+def load_tokenizer(root: Path, vocab_size: int) -> Tokenizer:
+    """The run's tokenizer. Raises CheckpointError when its vocabulary is not the model's."""
+    tokenizer = Tokenizer.load(tokenizer_path(root))
+    if tokenizer.vocab_size != vocab_size:
+        raise CheckpointError(
+            f"{tokenizer_path(root)}: has {tokenizer.vocab_size} entries, this run's model {vocab_size}; "
+            f"use the size it was trained with, or another --run."
+        )
+    return tokenizer
+
+
+def training_texts(split: embedded.Split = "train") -> list[str]:
+    """Every text of a split: conversations, transcripts, spoken questions, labels with their tags."""
+    pictures = embedded.pictures(split)
+    return [
+        *(item.text for item in embedded.conversations(split)),
+        *(item.text for item in embedded.speech(split)),
+        *dict.fromkeys(item.text for item in embedded.questions(split)),
+        *(f"{item.label}\n{', '.join(item.tags)}" for item in pictures),
+    ]
+
+
+class TextStage(StageBase):
+    """Next-token prediction; every document keeps to itself."""
+
+    name = "text"
+    saved = ("thinker",)
+    weights = {"token": 1.0, "balance": 1.0}
+
+    def build(self, run: RunConfig, root: Path) -> nn.Module:
+        """Train the tokenizer if the run has none, and start a Thinker from its seed."""
+        path = tokenizer_path(root)
+        if not path.is_file():
+            root.mkdir(parents=True, exist_ok=True)
+            train_tokenizer(training_texts(), run.model.thinker.vocab_size).save(path)
+        self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
+        self._orders: dict[str, tuple[list[Document], Order]] = {}
+        return Parts(thinker=Thinker(run.model.thinker))
+
+    def documents(self, split: embedded.Split) -> list[Document]:
+        """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
+        texts = training_texts() if split == "train" else [c.text for c in embedded.conversations(split)]
+        longest = self.config.max_seq_len
+        return [d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)]
+
+    def _order(self, split: embedded.Split) -> tuple[list[Document], Order]:
+        if split not in self._orders:
+            documents, train = self.documents(split), self.run.train
+            order = Order(
+                [len(d) for d in documents], capacity=train.batch_tokens, n_items=train.batch_items,
+                seed=self.run.seed, shuffle=split == "train",
+            )  # fmt: skip
+            self._orders[split] = (documents, order)
+        return self._orders[split]
+
+    def batches(self, split: embedded.Split, state: int) -> Iterator[PackedBatch]:
+        """Rows of whole documents."""
+        documents, order = self._order(split)
+        rows = order.iterate(state) if split == "train" else iter(order.epoch(0))
+        for row in rows:
+            yield pack(
+                [documents[i] for i in row], n_tokens=self.run.train.batch_tokens,
+                n_docs=self.run.train.batch_items, max_seq_len=self.config.max_seq_len,
+            )  # fmt: skip
+
+    def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
+        """Target tokens, and positions for the balance loss."""
+        return {"token": n_targets(batch.labels), "balance": len(batch.input_ids)}
+
+    def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Summed cross entropy; the experts' balance loss a position."""
+        batch = batch.to(self.device(model))
+        thinker = model.get_submodule("thinker")
+        hidden = thinker(
+            thinker.embed(batch.input_ids), batch.positions, batch.cu_seqlens, batch.max_seqlen
+        )
+        balance = thinker.balance_loss() * len(batch.input_ids)
+        return {"token": token_loss(thinker.logits(hidden), batch.labels), "balance": balance}
+
+    def fill(self, batch: PackedBatch) -> tuple[int, int]:
+        """Positions that are not padding, and all."""
+        return batch.n_tokens, len(batch.input_ids)
+
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+        """Bits per byte of held-out conversations, against unigram and bigram models of the training text."""
+        nats = sum(float(self.losses(model, b, "main")["token"]) for b in self.batches(split, 0))
+        held_out = embedded.conversations(split)
+        # The end of a document is predicted too, and counted as one byte by every model alike.
+        n_bytes = sum(len(c.text.encode()) + 1 for c in held_out)
+        figure = bits_per_byte(nats, n_bytes)
+        vocab_size = self.tokenizer.vocab_size
+        train = [d.labels[1:].tolist() for d in self.documents("train")]
+        held = [d.labels[1:].tolist() for d in self.documents(split)]
+        figures = []
+        for order, name in ((1, "unigram"), (2, "bigram")):
+            baseline = NGramModel(train, order=order, vocab_size=vocab_size)
+            nll = sum(baseline.nll(d) for d in held)
+            figures.append(
+                Figure(
+                    name=f"text bits per byte vs {name}", value=figure, n=len(held_out),
+                    baseline=bits_per_byte(nll, n_bytes), baseline_name=f"{name} of the same tokens",
+                )
+            )  # fmt: skip
+        return figures
