@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muomni.errors import UserError
+
+
+class SamplingError(UserError, ValueError):
+    """A sampling setting outside its range."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -23,11 +29,11 @@ class Sampling:
     def __post_init__(self) -> None:
         """Reject values outside their range."""
         if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: expected 0 or more, got {self.temperature}.")
+            raise SamplingError(f"temperature: expected 0 or more, got {self.temperature}.")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k: expected at least 1, got {self.top_k}.")
+            raise SamplingError(f"top_k: expected at least 1, got {self.top_k}.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}.")
+            raise SamplingError(f"top_p: expected a number in (0, 1], got {self.top_p}.")
 
 
 class Sampler:
@@ -35,7 +41,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, *, seed: int, device: torch.device, forbidden: Sequence[int] = ()) -> None:
         """seed starts a generator of this request alone; forbidden ids get no probability at all."""
-        self.sampling = sampling
+        self.sampling, self.device = sampling, device
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=device)
 

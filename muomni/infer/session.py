@@ -1,0 +1,206 @@
+"""A session: turns of text, pictures and clips in, text and speech out; also `say` and `transcribe`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from muomni.data.template import Turn
+from muomni.data.text import Tokenizer
+from muomni.errors import UserError
+from muomni.infer.conversation import Conversation, Said
+from muomni.infer.engine import Engine
+from muomni.infer.inputs import Clip, Picture, read_clip, read_picture
+from muomni.infer.loading import load_model
+from muomni.infer.sampling import Sampler, Sampling
+from muomni.infer.speech import SpeechStream
+from muomni.infer.stream import Reply
+from muomni.infer.turn import Prompt, TurnStream
+from muomni.models.omni import OmniModel
+from muomni.tokens import EOS
+
+MAX_NEW_TOKENS = 96
+"""Default length of an answer, tokens."""
+SPEECH_TEMPERATURE = 0.7
+"""Default temperature of the Talker: the likeliest code over and over is a hum, not speech."""
+SPEECH_TOP_K = 64
+"""Codes the Talker chooses from."""
+
+
+class RequestError(UserError, ValueError):
+    """A request that asks for nothing, or for what cannot be done."""
+
+
+def load(root: Path | str, *, device: str | torch.device | None = None) -> Session:
+    """The model a run's stages make up, ready to talk.
+
+    root: the directory holding tokenizer.json and one directory a stage.
+    device: where to run; by default CUDA when there is one, otherwise the CPU.
+    Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size), TokenizerError.
+    """
+    chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(Path(root))
+    return Session(model.to(chosen), tokenizer)
+
+
+class Session:
+    """One conversation with one model. Not for use from several threads at once."""
+
+    def __init__(self, model: OmniModel, tokenizer: Tokenizer) -> None:
+        """Start with nothing said; the model is put in eval mode."""
+        self.engine, self.tokenizer = Engine(model), tokenizer
+        self.config = model.config
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._conversation = Conversation(self.config)
+        self._cache = self.engine.new_cache()
+        self._current: TurnStream | None = None
+
+    def turn(
+        self,
+        text: str | None = None,
+        *,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        speak: bool = True,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        speech_temperature: float = SPEECH_TEMPERATURE,
+        seed: int = 0,
+    ) -> Reply:
+        """One whole turn; `stream` with the same arguments gives the same text and samples piece by piece.
+
+        image: one picture or several; audio: one clip or several, each at most max_audio_samples long.
+        temperature, top_k, top_p: of the text, 0 is greedy; speech_temperature: of the speech codes.
+        Raises RequestError for nothing said, MediaError, TokenBudgetError, SamplingError.
+        """
+        stream = self.stream(
+            text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens, temperature=temperature,
+            top_k=top_k, top_p=top_p, speech_temperature=speech_temperature, seed=seed,
+        )  # fmt: skip
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def stream(
+        self,
+        text: str | None = None,
+        *,
+        image: Picture | Sequence[Picture] | None = None,
+        audio: Clip | Sequence[Clip] | None = None,
+        speak: bool = True,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        speech_temperature: float = SPEECH_TEMPERATURE,
+        seed: int = 0,
+    ) -> TurnStream:
+        """A turn as it happens: an iterator of Chunk(text, pcm), whose `reply` is whole at its end.
+
+        The prompt is checked, encoded and prefilled by this call; decoding happens as chunks are asked for.
+        The next turn, or `close`, ends a stream that was not used up: what was said is remembered.
+        Arguments and errors as in `turn`.
+        """
+        started = time.perf_counter()
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
+        writing = self._sampler(
+            Sampling(temperature=temperature, top_k=top_k, top_p=top_p), seed=seed, n_ids=self.tokenizer.vocab_size
+        )
+        speech = self._speech(speech_temperature, seed) if speak else None
+        said = self._read(text, _listed(image), _listed(audio))
+        self._settle()
+        prompt = self._prefill(said, max_new_tokens, started)
+        self._current = TurnStream(self.engine, self.tokenizer, prompt, sampler=writing, speech=speech)
+        return self._current
+
+    def transcribe(self, audio: Clip) -> str:
+        """What is said in a clip (greedy CTC): lower-case words. The conversation is not touched.
+
+        Raises MediaError, TokenBudgetError for a clip longer than max_audio_samples.
+        """
+        return self.engine.spell(read_clip(audio, self.config))
+
+    def say(
+        self, text: str, *, temperature: float = SPEECH_TEMPERATURE, top_k: int | None = SPEECH_TOP_K, seed: int = 0
+    ) -> np.ndarray:
+        """Speak a text: float32 samples in [-1, 1] at mel.sample_rate. The conversation is not touched.
+
+        The same text, settings and seed give the same samples.
+        Raises RequestError for an empty text, TokenBudgetError for one that is too long.
+        """
+        ids = self.tokenizer.encode(text)
+        if not ids:
+            raise RequestError("text: nothing to say; give some text.")
+        states, embeds = self.engine.spoken_states(ids)
+        speech = self._speech(temperature, seed, top_k=top_k)
+        parts = [speech.text(states[:, t : t + 1], embeds[:, t : t + 1]) for t in range(len(ids))]
+        while not (speech.stopped or speech.full):
+            parts.append(speech.pad())
+        return np.concatenate([*parts, speech.flush()])
+
+    def _sampler(self, sampling: Sampling, *, seed: int, n_ids: int | None = None) -> Sampler:
+        forbidden = self.engine.forbidden(n_ids, allowed=(EOS,)) if n_ids is not None else ()
+        return Sampler(sampling, seed=seed, device=self.engine.device, forbidden=forbidden)
+
+    def _speech(self, temperature: float, seed: int, *, top_k: int | None = SPEECH_TOP_K) -> SpeechStream:
+        sampler = self._sampler(Sampling(temperature=temperature, top_k=top_k), seed=seed)
+        return SpeechStream(self.engine.model, sampler, max_frames=self.config.max_audio_tokens)
+
+    def _read(self, text: str | None, pictures: Sequence[Picture], clips: Sequence[Clip]) -> Said:
+        ids = self.tokenizer.encode(text) if text else []
+        if not (ids or pictures or clips):
+            raise RequestError("turn: nothing was said; give text, image or audio.")
+        images = [read_picture(picture, self.config) for picture in pictures]
+        frames = [read_clip(clip, self.config) for clip in clips]
+        return Said(
+            turn=Turn(text=ids, n_images=len(images), clips=[len(f) for f in frames]),
+            images=self.engine.see(torch.cat(images)) if images else None,
+            clips=torch.cat([self.engine.hear(f) for f in frames]) if frames else None,
+        )
+
+    def _settle(self) -> None:
+        """Write the last turn's answer into the conversation, whether its stream was used up or not."""
+        if self._current is not None:
+            self._current.close()
+            self._conversation.answer(self._current.ids)
+            self._current = None
+
+    def _prefill(self, said: Said, max_new_tokens: int, started: float) -> Prompt:
+        forgotten = self._conversation.ask(said, reserve=max_new_tokens)
+        if forgotten:
+            # What is left attended to what is forgotten, so it is computed anew.
+            self._cache.reset()
+        document = self._conversation.document()
+        images, clips = self._conversation.features()
+        known = self._cache.longest
+        hidden = self.engine.extend(
+            self.engine.embed(document, images, clips)[known:], document.positions[known:], self._cache
+        )
+        room = self.config.max_seq_len - len(document) - 1
+        return Prompt(
+            cache=self._cache,
+            hidden=hidden[-1],
+            position=int(document.positions[-1].max()) + 1,
+            max_new_tokens=min(max_new_tokens, room),
+            truncated=forgotten,
+            started=started,
+        )
+
+
+def _listed(value: object) -> Sequence:
+    """One item or several, as a sequence; files, bytes, arrays and pictures are one item."""
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+

@@ -1,0 +1,79 @@
+"""Speech as it is made: Talker frame -> codec step -> vocoder block -> PCM, each with its own streaming state."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muomni.infer.sampling import Sampler
+from muomni.models.omni import OmniModel
+
+STOP_PROBABILITY = 0.5
+"""The Talker's stop output above which speech ends."""
+
+
+class SpeechStream:
+    """One utterance. Frame t is conditioned on text position t, and on the pad condition after the text."""
+
+    def __init__(self, model: OmniModel, sampler: Sampler, *, max_frames: int) -> None:
+        """Start silent, with empty states.
+
+        max_frames: longest utterance in code frames (12.5 Hz); whatever the Talker says, it ends there.
+        """
+        self._model, self._sampler, self._max_frames = model, sampler, max_frames
+        self._talker = model.talker.new_state(1, max_frames)
+        self._codec = model.codec.new_state(1)
+        self._vocoder = model.vocoder.new_state()
+        self._previous: Tensor | None = None
+        self.frames: list[Tensor] = []
+        self.stopped = False
+        """The Talker said it was done."""
+
+    @property
+    def full(self) -> bool:
+        """No further frame may be spoken."""
+        return len(self.frames) >= self._max_frames
+
+    def text(self, state: Tensor, embed: Tensor) -> np.ndarray:
+        """Speak the frame of one text position.
+
+        state, embed: (1, 1, d_thinker) Thinker state and token embedding of that position.
+        Returns float32 samples, none while the vocoder still looks ahead or when the utterance is full.
+        """
+        return self._frame(state, embed, 1)
+
+    def pad(self) -> np.ndarray:
+        """Speak one frame after the end of the text; learns from the Talker whether it was the last."""
+        nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
+        return self._frame(nothing, nothing, 0)
+
+    def flush(self) -> np.ndarray:
+        """The samples the vocoder still holds."""
+        return _samples(self._model.vocoder.flush(self._vocoder))
+
+    def codes(self) -> np.ndarray:
+        """All codes so far, int64 (n_codebooks, n_frames)."""
+        if not self.frames:
+            return np.zeros((self._model.config.codec.n_codebooks, 0), np.int64)
+        return torch.cat(self.frames, dim=0).T.cpu().numpy()
+
+    def _frame(self, state: Tensor, embed: Tensor, n_text: int) -> np.ndarray:
+        if self.full:
+            return np.zeros(0, np.float32)
+        model = self._model
+        counts = torch.tensor([n_text], device=state.device)
+        condition = model.talker.condition(state, embed, counts, 1)[:, 0]
+        codes, stop = model.talker.step(self._previous, condition, self._talker, self._sampler)
+        self._previous = codes
+        self.frames.append(codes)
+        # Stopping counts only once the text is used up: no word is left out.
+        self.stopped = not n_text and bool(stop.item() > STOP_PROBABILITY)
+        frames = model.codec.decode_step(codes[:, :, None], self._codec)
+        mel = model.config.mel
+        log_mel = frames.reshape(-1, mel.n_mels) * mel.std + mel.mean
+        return _samples(model.vocoder.step(log_mel, self._vocoder))
+
+
+def _samples(pcm: Tensor) -> np.ndarray:
+    return pcm.reshape(-1).float().clamp(-1.0, 1.0).cpu().numpy()
