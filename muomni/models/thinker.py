@@ -1,0 +1,96 @@
+"""The Thinker: a decoder-only transformer over the unified space, which does not know modalities."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.config import ThinkerConfig
+from muomni.nn.block import Block
+from muomni.nn.cache import KVCache
+from muomni.nn.init import table
+from muomni.nn.moe import MoE
+from muomni.nn.norm import RMSNorm
+from muomni.nn.rope import rotary_tables
+
+
+class Thinker(nn.Module):
+    """Embedding, pre-norm blocks with TM-RoPE, final norm, output tied to the embedding."""
+
+    def __init__(self, cfg: ThinkerConfig) -> None:
+        """Initial weights give unit residual stream and logits of unit scale."""
+        super().__init__()
+        self.cfg = cfg
+        self.embedding = table(cfg.vocab_size, cfg.d_model, std=1.0 / math.sqrt(cfg.d_model))
+        self.blocks = nn.ModuleList(
+            Block(
+                cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
+                head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
+                n_experts=cfg.n_experts, n_active_experts=cfg.n_active_experts,
+            )
+            for _ in range(cfg.n_layers)
+        )  # fmt: skip
+        self.norm = RMSNorm(cfg.d_model)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids (...) int64 -> (..., d_model): the unified space, unit scale (rows times sqrt(d_model))."""
+        return F.embedding(ids, self.embedding) * math.sqrt(self.cfg.d_model)
+
+    def forward(
+        self, embeds: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """Packed documents, each on its own.
+
+        embeds: (T, d_model); positions: (T, 3) time, height, width; cu_seqlens: (n_docs + 1,) int32;
+        max_seqlen: longest document. Returns the hidden states after the final norm, (T, d_model).
+        """
+        cos, sin = self._tables(positions)
+        for block in self.blocks:
+            embeds = block(embeds, cos, sin, cu_seqlens, max_seqlen)
+        return self.norm(embeds)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., d_model) -> (..., vocab_size)."""
+        return F.linear(hidden, self.embedding)
+
+    def new_cache(self, batch: int, max_len: int) -> KVCache:
+        """An empty cache for `step`, on the weights' device and in their dtype."""
+        cfg, weight = self.cfg, self.embedding
+        return KVCache(
+            cfg.n_layers,
+            batch,
+            max_len,
+            cfg.n_kv_heads,
+            cfg.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    def step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """Prefill (Tq > 1) or decode (Tq = 1): new positions behind those in the cache, which grows by Tq.
+
+        embeds: (B, Tq, d_model); positions: (B, Tq, 3). Returns hidden states (B, Tq, d_model).
+        Raises ValueError when the cache is full.
+        """
+        n_new = embeds.shape[1]
+        cache.reserve(n_new)
+        cos, sin = self._tables(positions.reshape(-1, 3))
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            embeds = block.step(embeds, cos, sin, cache.layer(i))
+        cache.advance(n_new)
+        return self.norm(embeds)
+
+    def balance_loss(self) -> torch.Tensor:
+        """() mean over layers of the experts' balance loss of the last forward, unweighted; 0 when dense."""
+        losses = [m.balance_loss() for m in self.modules() if isinstance(m, MoE)]
+        return torch.stack(losses).mean() if losses else self.embedding.new_zeros(())
+
+    def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cfg = self.cfg
+        return rotary_tables(
+            positions, head_dim=cfg.head_dim, theta=cfg.rope_theta, sections=cfg.rope_sections
+        )

@@ -1,0 +1,142 @@
+"""The vision encoder (ViT with CLS), and the text tower and heads of its contrastive training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.config import VisionConfig
+from muomni.nn.block import Block
+from muomni.nn.init import linear, table
+from muomni.nn.norm import RMSNorm
+from muomni.nn.rope import packed_positions, rotary_tables, segment_ids
+
+ROPE_THETA = 10_000.0
+INITIAL_SCALE = 10.0
+"""Initial inverse temperature of the contrast."""
+MAX_SCALE = 100.0
+
+
+class VisionEncoder(nn.Module):
+    """Patches -> transformer -> CLS, and optionally a pooled patch grid."""
+
+    def __init__(self, cfg: VisionConfig) -> None:
+        """Learned positions; bidirectional blocks."""
+        super().__init__()
+        self.cfg = cfg
+        self.side = cfg.image_size // cfg.patch_size
+        self.patch = linear(3 * cfg.patch_size**2, cfg.d_model, bias=True)
+        self.cls = table(1, cfg.d_model, std=0.5)
+        self.position = table(cfg.n_patches, cfg.d_model, std=0.5)
+        self.blocks = nn.ModuleList(
+            Block(
+                cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_heads,
+                head_dim=cfg.d_model // cfg.n_heads, d_ff=cfg.d_ff, causal=False,
+            )
+            for _ in range(cfg.n_layers)
+        )  # fmt: skip
+        self.norm = RMSNorm(cfg.d_model)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """images: (n, 3, S, S) float, about [-1, 1]. Returns (n, n_image_tokens, d_model): CLS, then the grid.
+
+        Raises ValueError for another shape.
+        """
+        size, n = self.cfg.image_size, len(images)
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"images: expected (n, 3, {size}, {size}), got {tuple(images.shape)}; resize them first."
+            )
+        x = self.patch(self._patches(images)) + self.position
+        x = torch.cat([self.cls.expand(n, 1, -1), x], dim=1)
+        seq_len = x.shape[1]
+        cu_seqlens = torch.arange(n + 1, device=x.device, dtype=torch.int32) * seq_len
+        x = x.reshape(n * seq_len, -1)
+        for block in self.blocks:
+            x = block(x, None, None, cu_seqlens, seq_len)
+        return self.norm(self._pool(x.view(n, seq_len, -1)))
+
+    def _patches(self, images: torch.Tensor) -> torch.Tensor:
+        side, patch = self.side, self.cfg.patch_size
+        grid = images.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
+        return grid.reshape(len(images), side * side, 3 * patch * patch)
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        k = math.isqrt(self.cfg.n_image_tokens - 1)
+        if k == 0:
+            return x[:, :1]
+        cell = self.side // k
+        grid = x[:, 1:].reshape(len(x), k, cell, k, cell, -1).mean((2, 4)).reshape(len(x), k * k, -1)
+        return torch.cat([x[:, :1], grid], dim=1)
+
+
+class TextTower(nn.Module):
+    """Packed captions -> one vector each: bidirectional blocks and the mean over the caption's tokens."""
+
+    def __init__(
+        self, vocab_size: int, *, d_model: int, n_layers: int, n_heads: int, d_ff: int, embed_dim: int
+    ) -> None:
+        """embed_dim: width of the contrastive space."""
+        super().__init__()
+        self.head_dim = d_model // n_heads
+        self.embedding = table(vocab_size, d_model, std=1.0)
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads, head_dim=self.head_dim, d_ff=d_ff,
+                causal=False,
+            )
+            for _ in range(n_layers)
+        )  # fmt: skip
+        self.norm = RMSNorm(d_model)
+        self.out = linear(d_model, embed_dim)
+
+    def forward(self, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
+        """ids: (T,) int64 packed; cu_seqlens: (n_docs + 1,) int32. Returns (n_docs, embed_dim), 0 for an empty one."""
+        x = F.embedding(ids, self.embedding)
+        positions = packed_positions(cu_seqlens, len(ids))
+        cos, sin = rotary_tables(positions, head_dim=self.head_dim, theta=ROPE_THETA)
+        for block in self.blocks:
+            x = block(x, cos, sin, cu_seqlens, max_seqlen)
+        n_docs = len(cu_seqlens) - 1
+        # Rows after the last document fall into one more sum, which is dropped.
+        sums = x.new_zeros(n_docs + 1, x.shape[1]).index_add(
+            0, segment_ids(cu_seqlens, len(ids)), self.norm(x)
+        )
+        lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).clamp(min=1).to(x.dtype)
+        return self.out(sums[:n_docs] / lengths[:, None])
+
+
+class ContrastModel(nn.Module):
+    """A vision encoder and a text tower meeting in one space. Source: Radford et al., CLIP, 2021."""
+
+    def __init__(self, cfg: VisionConfig, *, vocab_size: int) -> None:
+        """vocab_size: of the tokenizer the captions are encoded with."""
+        super().__init__()
+        self.vision = VisionEncoder(cfg)
+        self.text_tower = TextTower(
+            vocab_size, d_model=cfg.d_model, n_layers=cfg.text_layers, n_heads=cfg.n_heads, d_ff=cfg.d_ff,
+            embed_dim=cfg.embed_dim,
+        )  # fmt: skip
+        self.image_projection = linear(cfg.d_model, cfg.embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 3, S, S) -> unit rows (n, embed_dim), from the CLS vector."""
+        return F.normalize(self.image_projection(self.vision(images)[:, 0]), dim=-1)
+
+    def embed_texts(self, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
+        """Packed captions -> unit rows (n_docs, embed_dim)."""
+        return F.normalize(self.text_tower(ids, cu_seqlens, max_seqlen), dim=-1)
+
+    def scale(self) -> torch.Tensor:
+        """() inverse temperature, at most MAX_SCALE."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    def forward(
+        self, images: torch.Tensor, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unit image rows (n, embed_dim), unit text rows (n_docs, embed_dim), and the inverse temperature ()."""
+        return self.embed_images(images), self.embed_texts(ids, cu_seqlens, max_seqlen), self.scale()

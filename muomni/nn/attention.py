@@ -1,0 +1,74 @@
+"""Self-attention with GQA, QK-norm and rotary positions, packed for training and cached for decoding."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from muomni.nn.cache import CacheLayer
+from muomni.nn.init import linear
+from muomni.nn.norm import RMSNorm
+from muomni_kernels import attention, attention_decode, rope
+
+
+class Attention(nn.Module):
+    """softmax(norm(q) norm(k)^T / sqrt(head_dim)) v, one packed projection for q, k and v."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        causal: bool,
+        out_scale: float = 1.0,
+    ) -> None:
+        """out_scale: factor on the initial weights of the output projection."""
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim, self.causal = n_heads, n_kv_heads, head_dim, causal
+        self.qkv = linear(d_model, (n_heads + 2 * n_kv_heads) * head_dim)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+        self.out = linear(n_heads * head_dim, d_model, scale=out_scale)
+
+    def _project(
+        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x (T, D) -> q (T, H, hd), k and v (T, Hkv, hd), normalised and rotated."""
+        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if cos is not None and sin is not None:
+            q, k = rope(q, cos, sin), rope(k, cos, sin)
+        return q, k, v
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> torch.Tensor:
+        """Packed rows.
+
+        x: (T, d_model); cos, sin: (T, head_dim / 2) float32, or None for no rotary positions;
+        cu_seqlens: (n_docs + 1,) int32; max_seqlen: longest document. Returns (T, d_model).
+        """
+        q, k, v = self._project(x, cos, sin)
+        y = attention(q, k, v, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, causal=self.causal)
+        return self.out(y.reshape(x.shape[0], -1))
+
+    def step(
+        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, cache: CacheLayer
+    ) -> torch.Tensor:
+        """Causal attention of new positions over the cache and themselves; writes them into the cache.
+
+        x: (B, Tq, d_model); cos, sin: (B * Tq, head_dim / 2) or None. Returns (B, Tq, d_model).
+        """
+        n_batch, n_new, d_model = x.shape
+        q, k, v = (t.unflatten(0, (n_batch, n_new)) for t in self._project(x.reshape(-1, d_model), cos, sin))
+        lengths = cache.append(k, v)
+        y = attention_decode(q, cache.k, cache.v, lengths=lengths)
+        return self.out(y.reshape(n_batch, n_new, -1))

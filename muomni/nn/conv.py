@@ -1,0 +1,85 @@
+"""Convolutions over time: causal with a streaming state, and depthwise over packed rows without leakage."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.nn.init import linear
+from muomni.nn.rope import segment_ids
+
+
+class CausalConv1d(nn.Module):
+    """y[t] = sum over j of W[j] x[t - j * dilation] + b, zeros before the start."""
+
+    def __init__(self, d_in: int, d_out: int, *, kernel: int, dilation: int = 1, scale: float = 1.0) -> None:
+        """kernel: taps; dilation: rows between taps; scale: on the initial weights."""
+        super().__init__()
+        self.d_in, self.kernel, self.dilation = d_in, kernel, dilation
+        self.taps = linear(kernel * d_in, d_out, bias=True, scale=scale)
+
+    @property
+    def n_past(self) -> int:
+        """Rows of the past an output needs."""
+        return (self.kernel - 1) * self.dilation
+
+    def new_state(self, batch: int, *, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+        """(B, n_past, d_in) zeros: the inputs before the start."""
+        return torch.zeros(batch, self.n_past, self.d_in, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (B, T, d_in) -> (B, T, d_out)."""
+        return self._convolve(F.pad(x, (0, 0, self.n_past, 0)), x.shape[1])
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: (B, t, d_in) new rows -> (B, t, d_out) and the next state; the old one is not modified."""
+        rows = torch.cat([state, x], dim=1)
+        return self._convolve(rows, x.shape[1]), rows[:, rows.shape[1] - self.n_past :]
+
+    def _convolve(self, rows: torch.Tensor, n_out: int) -> torch.Tensor:
+        # One matrix product over the taps side by side: on a CPU faster than conv1d, which transposes twice.
+        taps = [rows[:, j * self.dilation : j * self.dilation + n_out] for j in range(self.kernel)]
+        return self.taps(torch.cat(taps, dim=-1))
+
+
+def same_document(cu_seqlens: torch.Tensor, n_rows: int, *, kernel: int) -> torch.Tensor:
+    """Which neighbours a row may see: float32 (kernel, n_rows, 1), 1 where row i + j - kernel // 2 is in i's document."""
+    ids = segment_ids(cu_seqlens, n_rows)
+    half = kernel // 2
+    padded = F.pad(ids, (half, half), value=-1)
+    return torch.stack([padded[j : j + n_rows] == ids for j in range(kernel)])[..., None].float()
+
+
+def depthwise_packed(x: torch.Tensor, weight: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """y[i, d] = sum over j of weight[j, d] x[i + j - kernel // 2, d], over rows of the same document only.
+
+    x: (T, D) packed; weight: (kernel, D), kernel odd; same: of `same_document`. Returns (T, D).
+    Shifted products beat conv1d and gathers on a CPU at this size (docs/LOG.md).
+    """
+    n_rows, kernel = x.shape[0], weight.shape[0]
+    half = kernel // 2
+    padded = F.pad(x, (0, 0, half, half))
+    y = x * weight[half]
+    for j in range(kernel):
+        if j != half:
+            y = torch.addcmul(y, padded[j : j + n_rows] * same[j].to(x.dtype), weight[j])
+    return y
+
+
+class PackedConv(nn.Module):
+    """Depthwise convolution over a few rows on either side, SiLU, pointwise projection."""
+
+    def __init__(self, d_model: int, *, kernel: int, out_scale: float = 1.0) -> None:
+        """kernel: odd number of rows. Raises ValueError for an even one."""
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel: expected an odd number of rows, got {kernel}.")
+        self.weight = nn.Parameter(torch.randn(kernel, d_model) / math.sqrt(kernel))
+        self.out = linear(d_model, d_model, scale=out_scale)
+
+    def forward(self, x: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+        """x: (T, d_model) packed; same: of `same_document` for this kernel. Returns (T, d_model)."""
+        return self.out(F.silu(depthwise_packed(x, self.weight, same)))
