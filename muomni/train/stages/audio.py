@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class AudioStage(StageBase):
 
     name = "audio"
     saved = ("audio", "ctc_head")
-    weights = {"ctc": 1.0}
+    weights: Mapping[str, float] = {"ctc": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's log-mel at every speed once; start the encoder from the seed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,7 +52,7 @@ class TextStage(StageBase):
 
     name = "text"
     saved = ("thinker",)
-    weights = {"token": 1.0, "balance": 1.0}
+    weights: Mapping[str, float] = {"token": 1.0, "balance": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Train the tokenizer if the run has none, and start a Thinker from its seed."""

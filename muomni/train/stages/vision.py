@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from muomni.metrics.retrieval import recall_at_1
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
 from muomni.train.losses import contrastive_loss
-from muomni.train.stage import Figure, Parts, StageBase, generator
+from muomni.train.stage import Figure, StageBase, generator, parent_checkpoint
 from muomni.train.stages.text import load_tokenizer
 
 MAX_CAPTION = 32
 """Tokens of a caption, BOS included; what is longer is cut."""
+TAG_DROP = 0.3
+"""Probability that a training caption leaves a tag, or its label, out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,89 @@ class VisionStage(StageBase):
 
     name = "vision"
     parents = ("text",)
-    saved = ("contrast",)
-    weights = {"contrast": 1.0}
+    saved = ("vision", "text_tower", "image_projection", "log_scale")
+    weights: Mapping[str, float] = {"contrast": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
-        """Read every picture once (uint8 in memory), encode the words, start the towers from the seed."""
+        """Start both towers from the seed; the text stage gives the tokenizer alone."""
+        parent_checkpoint(root, parent="text", child=self.name, config=run.model)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._data: dict[str, tuple[torch.Tensor, list[list[list[int]]]]] = {}
-        model = ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)
-        return Parts(contrast=model)
+        return ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)
+
+    def pairs(self, split: embedded.Split) -> tuple[torch.Tensor, list[list[list[int]]]]:
+        """Every picture of a split, uint8 (n, 3, 128, 128), and its words as ids, the label's first; read once."""
+        if split not in self._data:
+            items = embedded.pictures(split)
+            images = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
+            words = [self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)]) for item in items]
+            self._data[split] = (images, words)
+        return self._data[split]
+
+    def batches(self, split: embedded.Split, state: int) -> Iterator[PairBatch]:
+        """Pairs in random order, each with its tags shuffled and the picture moved and tinted."""
+        images, words = self.pairs(split)
+        training = split == "train"
+        n_items = min(self.run.train.batch_items, len(words))
+        order = Order([1] * len(words), capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=training)
+        size = self.config.vision.image_size
+        for position, row in enumerate(order.iterate(state) if training else iter(order.epoch(0)), start=state):
+            draw = generator(self.run.seed, 3, position)
+            pictures = to_float(images[row], size)
+            varied = training and self.run.train.augment
+            captions = [self.caption(words[i], draw if varied else None) for i in row]
+            yield collate(augment(pictures, draw) if varied else pictures, captions)
+
+    def caption(self, words: list[list[int]], draw: torch.Generator | None) -> list[int]:
+        """BOS, the label, then the tags: in a random order and some left out when `draw` is given."""
+        label, tags = words[0], words[1:]
+        if draw is not None:
+            kept = torch.rand(len(words), generator=draw)
+            tags = [tags[i] for i in torch.randperm(len(tags), generator=draw).tolist() if kept[i] > TAG_DROP]
+            label = label if kept[-1] > TAG_DROP or not tags else []
+        return [BOS, *label, *(t for tag in tags for t in tag)][:MAX_CAPTION]
+
+    def counts(self, batch: PairBatch) -> dict[str, torch.Tensor | int]:
+        """Pairs."""
+        return {"contrast": len(batch.images)}
+
+    def embeddings(self, model: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unit rows of pictures and captions, and the inverse temperature."""
+        device = self.device(model)
+        pictures, captions, scale = model(
+            batch.images.to(device), batch.input_ids.to(device), batch.cu_seqlens.to(device), MAX_CAPTION
+        )
+        return pictures, captions[: len(batch.images)], scale
+
+    def losses(self, model: nn.Module, batch: PairBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Summed symmetric InfoNCE."""
+        pictures, captions, scale = self.embeddings(model, batch)
+        return {"contrast": contrastive_loss(pictures, captions, scale=scale)}
+
+    def fill(self, batch: PairBatch) -> tuple[int, int]:
+        """Caption tokens and patches, and all there is room for."""
+        patches = len(batch.images) * (self.config.vision.n_patches + 1)
+        return batch.n_tokens + patches, len(batch.input_ids) + patches
+
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+        """R@1 among 64: which caption belongs to a picture of an unseen concept; exact over all distractors."""
+        rows = [self.embeddings(model, batch)[:2] for batch in self.batches(split, 0)]
+        pictures, captions = (torch.cat(part).float().cpu() for part in zip(*rows, strict=True))
+        recall = recall_at_1((pictures @ captions.T).numpy())
+        return [
+            Figure(
+                name="picture to caption R@1 of 64", value=recall.value, baseline=recall.chance,
+                baseline_name="chance", better="higher", n=recall.n,
+            )
+        ]  # fmt: skip
+
+
+def collate(images: torch.Tensor, captions: list[list[int]]) -> PairBatch:
+    """Pack captions one after another into a buffer of fixed size."""
+    total = len(captions) * MAX_CAPTION
+    ids = torch.tensor([token for caption in captions for token in caption], dtype=torch.int64)
+    input_ids = torch.full((total,), PAD, dtype=torch.int64)
+    input_ids[: len(ids)] = ids
+    lengths = [len(caption) for caption in captions]
+    cu_seqlens = cumulative(lengths, n_max=len(captions), total=total, longest=MAX_CAPTION)
+    return PairBatch(images=images, input_ids=input_ids, cu_seqlens=cu_seqlens, n_tokens=len(ids))
