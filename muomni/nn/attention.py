@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from muomni_kernels import attention, attention_decode, rope
 from torch import nn
 
 from muomni.nn.cache import CacheLayer
 from muomni.nn.init import linear
 from muomni.nn.norm import RMSNorm
-from muomni_kernels import attention, attention_decode, rope
 
 
 class Attention(nn.Module):

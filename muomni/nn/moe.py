@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from muomni_kernels import swiglu
 from torch import nn
 
 from muomni.nn.init import linear
-from muomni_kernels import swiglu
 
 
 class FeedForward(nn.Module):

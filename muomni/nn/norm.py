@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from muomni_kernels import rms_norm
+from torch import nn
 
 
 class RMSNorm(nn.Module):
