@@ -14,8 +14,8 @@ _LAZY: dict[str, str] = {
     "attention_decode": "muomni_kernels.attend",
     "log_mel": "muomni_kernels.mel",
     "mel_downsample": "muomni_kernels.mel",
-    "mel_filterbank": "muomni_kernels.mel",
-    "mel_frames": "muomni_kernels.mel",
+    "mel_filterbank": "muomni_kernels.mel_reference",
+    "mel_frames": "muomni_kernels.mel_reference",
     "use_backend": "muomni_kernels.registry",
     "doctor_rows": "muomni_kernels.doctor",
 }

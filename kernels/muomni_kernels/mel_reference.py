@@ -1,0 +1,129 @@
+"""The specification of the audio front end in plain PyTorch: log-mel and mel-frame downsampling.
+
+Sources: mel scales of O'Shaughnessy (HTK) and of Slaney's Auditory Toolbox; Whisper's clamp and scale.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelSpec:
+    """The checked arguments of log_mel, hashable so that tables are built once."""
+
+    sample_rate: int
+    n_fft: int
+    win_length: int
+    hop_length: int
+    n_mels: int
+    f_min: float
+    f_max: float
+    scale: str
+    padding: str
+    log: str
+    floor: float
+
+
+def _hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
+    # Slaney: linear below 1 kHz (200/3 Hz a mel), then 27 steps for each factor of 6.4.
+    return np.where(
+        hz < 1000.0, hz / (200.0 / 3.0), 15.0 + np.log(np.maximum(hz, 1e-9) / 1000.0) * 27.0 / math.log(6.4)
+    )
+
+
+def _mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return np.where(mel < 15.0, mel * (200.0 / 3.0), 1000.0 * np.exp((mel - 15.0) * math.log(6.4) / 27.0))
+
+
+@functools.cache
+def mel_filterbank(
+    *,
+    n_mels: int,
+    n_fft: int,
+    sample_rate: int,
+    f_min: float = 0.0,
+    f_max: float = 8_000.0,
+    scale: str = "slaney",
+) -> torch.Tensor:
+    """Triangular filters (n_mels, n_fft // 2 + 1) float32, each of unit area in Hz (Slaney's norm).
+
+    The result is shared: do not modify it. Raises ValueError for an unknown scale or an empty band range.
+    """
+    if scale not in ("slaney", "htk") or not 0.0 <= f_min < f_max <= sample_rate / 2:
+        raise ValueError(
+            f"scale, f_min, f_max: expected slaney or htk and 0 <= f_min < f_max <= {sample_rate / 2:g}, got {scale!r}, "
+            f"{f_min:g}, {f_max:g}."
+        )
+    ends = _hz_to_mel(np.array([f_min, f_max]), scale)
+    edges = _mel_to_hz(np.linspace(ends[0], ends[1], n_mels + 2), scale)
+    bins = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
+    triangles = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (upper - lower))
+    return torch.from_numpy(triangles.astype(np.float32))
+
+
+@functools.cache
+def window(spec: MelSpec) -> torch.Tensor:
+    """Periodic Hann window of win_length, centred in n_fft zeros: (n_fft,) float32."""
+    hann = torch.hann_window(spec.win_length, periodic=True, dtype=torch.float64)
+    left = (spec.n_fft - spec.win_length) // 2
+    return F.pad(hann, (left, spec.n_fft - spec.win_length - left)).float()
+
+
+def mel_frames(n_samples: int, *, hop_length: int = 160, padding: str = "causal") -> int:
+    """Frames of a clip: causal ceil(n_samples / hop_length), reflect floor(n_samples / hop_length) (Whisper's)."""
+    return -(-n_samples // hop_length) if padding == "causal" else n_samples // hop_length
+
+
+def log_mel(waveform: torch.Tensor, spec: MelSpec) -> torch.Tensor:
+    """One clip (n_samples,) float32 or float64 -> (n_frames, n_mels) of the same dtype.
+
+    causal: n_fft - hop zeros before, zeros after, so frame t sees samples before (t + 1) * hop only.
+    reflect: n_fft // 2 mirrored samples on both sides, the last frame dropped.
+    """
+    n_frames = mel_frames(len(waveform), hop_length=spec.hop_length, padding=spec.padding)
+    if n_frames == 0:
+        return waveform.new_zeros(0, spec.n_mels)
+    if spec.padding == "causal":
+        right = n_frames * spec.hop_length - len(waveform)
+        padded = F.pad(waveform, (spec.n_fft - spec.hop_length, right))
+    else:
+        half = spec.n_fft // 2
+        padded = F.pad(waveform[None], (half, half), mode="reflect")[0]
+    segments = padded.unfold(0, spec.n_fft, spec.hop_length)[:n_frames]
+    power = torch.fft.rfft(segments * window(spec).to(waveform.dtype)).abs().square()
+    filters = mel_filterbank(
+        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate,
+        f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale,
+    )  # fmt: skip
+    mel = (power @ filters.to(waveform.dtype).T).clamp(min=spec.floor)
+    if spec.log == "ln":
+        return mel.log()
+    log10 = mel.log10()
+    return (torch.maximum(log10, log10.max() - 8.0) + 4.0) / 4.0
+
+
+def downsample(frames: torch.Tensor, factor: int, mode: str) -> torch.Tensor:
+    """One clip (n, width) -> (ceil(n / factor), width), or factor * width columns for stack."""
+    n, width = frames.shape
+    rows = -(-n // factor)
+    padded = F.pad(frames, (0, 0, 0, rows * factor - n))
+    if mode == "stack":
+        return padded.reshape(rows, factor * width)
+    groups = padded.view(rows, factor, width)
+    valid = (torch.arange(rows * factor, device=frames.device) < n).view(rows, factor, 1)
+    if mode == "max":
+        return groups.masked_fill(~valid, float("-inf")).amax(1)
+    return groups.sum(1) / valid.sum(1)
