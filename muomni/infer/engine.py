@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from muomni.data.audio import decode_ctc
-from muomni.data.template import Document
+from muomni.data.template import Document, Turn, render
 from muomni.models.fuse import place_features
 from muomni.models.omni import OmniModel
 from muomni.models.thinker import KVCache
@@ -31,18 +31,17 @@ class Engine:
     @torch.inference_mode()
     def see(self, images: Tensor) -> Tensor:
         """Pictures (n, 3, S, S) in [-1, 1] -> features in the unified space (n * n_image_tokens, d_model)."""
-        model = self.model
-        return model.vision_projector(model.vision(images.to(self.device)).flatten(0, 1))
+        return self.model.image_features(images.to(self.device))
 
     @torch.inference_mode()
     def hear(self, frames: Tensor) -> Tensor:
         """One clip (N, factor * n_mels) -> features in the unified space (N, d_model)."""
-        return self.model.audio_projector(self._encode(frames))
+        return self.model.audio_features(*self._clip(frames))
 
     @torch.inference_mode()
     def spell(self, frames: Tensor) -> str:
         """One clip (N, factor * n_mels) -> what was said, by greedy CTC."""
-        logits = self.model.ctc_head(self._encode(frames))
+        logits = self.model.ctc_head(self.model.audio(*self._clip(frames)))
         return decode_ctc(logits.argmax(dim=-1).tolist())
 
     @torch.inference_mode()
@@ -68,6 +67,23 @@ class Engine:
         return self.extend(embed, places, cache)[None], embed[None]
 
     @torch.inference_mode()
+    def spoken_states(self, asked: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """States and embeddings of an answer's text positions, both (1, n, d_model).
+
+        asked: the ids of the question before it; ids: the text to be spoken, as the answer to it: what the
+        Talker is trained on. Raises TokenBudgetError when they do not fit.
+        """
+        document = render(
+            [Turn(text=asked, answer=ids)],
+            n_image_tokens=self.config.vision.n_image_tokens,
+            max_seq_len=self.config.max_seq_len,
+        )
+        embeds = self.embed(document)
+        states = self.extend(embeds, document.positions, self.new_cache(len(document)))
+        start, end = document.answers[0]
+        return states[None, start:end], embeds[None, start:end]
+
+    @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden state (d_model,) -> logits (vocab_size,)."""
         return self.model.thinker.logits(hidden)
@@ -77,7 +93,7 @@ class Engine:
         controls = [i for i in range(N_SPECIAL) if i not in allowed]
         return controls + list(range(known, self.config.thinker.vocab_size))
 
-    def _encode(self, frames: Tensor) -> Tensor:
-        n_frames = len(frames)
-        bounds = torch.tensor([0, n_frames], dtype=torch.int32, device=self.device)
-        return self.model.audio(frames.to(self.device), bounds, n_frames)
+    def _clip(self, frames: Tensor) -> tuple[Tensor, Tensor, int]:
+        """One clip as a packed batch: frames, bounds, longest."""
+        bounds = torch.tensor([0, len(frames)], dtype=torch.int32, device=self.device)
+        return frames.to(self.device), bounds, len(frames)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from muomni.config import TokenBudgetError
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.errors import UserError
@@ -23,6 +24,8 @@ from muomni.infer.turn import Prompt, TurnStream
 from muomni.models.omni import OmniModel
 from muomni.tokens import EOS
 
+SAY = "say: "
+"""How training asks for a text to be spoken (a test compares them)."""
 MAX_NEW_TOKENS = 96
 """Default length of an answer, tokens."""
 SPEECH_TEMPERATURE = 0.7
@@ -43,16 +46,16 @@ def load(root: Path | str, *, device: str | torch.device | None = None) -> Sessi
     Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size), TokenizerError.
     """
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load_model(Path(root))
-    return Session(model.to(chosen), tokenizer)
+    model, tokenizer, notes = load_model(Path(root))
+    return Session(model.to(chosen), tokenizer, notes=notes)
 
 
 class Session:
     """One conversation with one model. Not for use from several threads at once."""
 
-    def __init__(self, model: OmniModel, tokenizer: Tokenizer) -> None:
-        """Start with nothing said; the model is put in eval mode."""
-        self.engine, self.tokenizer = Engine(model), tokenizer
+    def __init__(self, model: OmniModel, tokenizer: Tokenizer, *, notes: tuple[str, ...] = ()) -> None:
+        """Start with nothing said; the model is put in eval mode. notes: what `load` had to pass over."""
+        self.engine, self.tokenizer, self.notes = Engine(model), tokenizer, notes
         self.config = model.config
         self.reset()
 
@@ -141,7 +144,11 @@ class Session:
         ids = self.tokenizer.encode(text)
         if not ids:
             raise RequestError("text: nothing to say; give some text.")
-        states, embeds = self.engine.spoken_states(ids)
+        if len(ids) > self.config.max_audio_tokens:
+            raise TokenBudgetError(
+                f"text: {len(ids)} tokens, at most {self.config.max_audio_tokens} can be spoken at once; shorten it."
+            )
+        states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + text), ids)
         speech = self._speech(temperature, seed, top_k=top_k)
         parts = [speech.text(states[:, t : t + 1], embeds[:, t : t + 1]) for t in range(len(ids))]
         while not (speech.stopped or speech.full):

@@ -48,6 +48,7 @@ class SpeechStream:
         nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
         return self._frame(nothing, nothing, 0)
 
+    @torch.inference_mode()
     def flush(self) -> np.ndarray:
         """The samples the vocoder still holds."""
         return _samples(self._model.vocoder.flush(self._vocoder))
@@ -58,6 +59,7 @@ class SpeechStream:
             return np.zeros((self._model.config.codec.n_codebooks, 0), np.int64)
         return torch.cat(self.frames, dim=0).T.cpu().numpy()
 
+    @torch.inference_mode()
     def _frame(self, state: Tensor, embed: Tensor, n_text: int) -> np.ndarray:
         if self.full:
             return np.zeros(0, np.float32)

@@ -1,0 +1,152 @@
+"""A run's directory -> OmniModel: the newest complete checkpoint of every stage, verified, of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.config import STAGES, ModelConfig
+from muomni.data.text import Tokenizer
+from muomni.models.omni import OmniModel
+from muomni.models.weights import MANIFEST, CheckpointError, load_weights, newest_complete
+from muomni.settings import ConfigError, from_dict, to_dict
+
+PARTS: dict[str, dict[str, str]] = {
+    "audio": {"audio.": "audio.", "ctc_head.": "ctc_head."},
+    "vision": {"vision.": "vision."},
+    "codec": {"codec.": "codec."},
+    "omni": {"thinker.": "thinker.", "vision_projector.": "vision_projector.", "audio_projector.": "audio_projector."},
+    "talker": {"talker.": "talker."},
+}
+"""Which saved names of a stage become which names of the OmniModel; the omni stage's Thinker replaces text's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFiles:
+    """The checkpoint of one stage that is used."""
+
+    stage: str
+    path: Path
+    """Its directory, verified against its manifest."""
+    record: dict[str, Any]
+    """Its run.json."""
+    config: ModelConfig
+    notes: tuple[str, ...]
+    """Newer checkpoints that were passed over, and why."""
+
+    def weights(self, names: dict[str, str]) -> dict[str, torch.Tensor]:
+        """Tensors whose name starts with a key of `names`, the start replaced by its value."""
+        tensors = load_weights(self.path / "weights.safetensors")
+        return {
+            new + name.removeprefix(old): tensor
+            for name, tensor in tensors.items()
+            for old, new in names.items()
+            if name.startswith(old)
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest: what a later stage names as its parent."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def find_stage(root: Path, stage: str) -> StageFiles:
+    """The newest complete checkpoint of a stage.
+
+    Raises CheckpointError when there is none, saying why and which command trains it.
+    """
+    remedy = f"run `muomni train --stage {stage} --run {root}` first."
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such directory; {remedy}")
+    skipped: list[str] = []
+    path = newest_complete(root / stage, skipped=skipped)
+    if path is None and skipped:
+        raise CheckpointError(f"stage {stage} has no usable checkpoint: {skipped[0].rstrip('.')}; {remedy}")
+    if path is None:
+        raise CheckpointError(f"{root}: stage {stage} is not trained; {remedy}")
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        config = from_dict(ModelConfig, record["config"]["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # A manifest vouches for the bytes, not for the version of muomni that wrote them.
+        reason = str(error) if isinstance(error, ConfigError) else "its run.json is not of this version"
+        raise CheckpointError(f"{path}: {reason.rstrip('.')}; {remedy}") from None
+    return StageFiles(stage=stage, path=path, record=record, config=config, notes=tuple(skipped))
+
+
+def find_stages(root: Path) -> dict[str, StageFiles]:
+    """The checkpoints of all stages, of one size and made from one another.
+
+    Raises CheckpointError for a missing or damaged stage, for two sizes in one run, and for a stage trained
+    on another state of an earlier one: it would load and answer nonsense.
+    """
+    found = {stage: find_stage(root, stage) for stage in STAGES}
+    first = found[STAGES[0]]
+    for stage, files in found.items():
+        if to_dict(files.config) != to_dict(first.config):
+            raise CheckpointError(
+                f"{files.path}: is of another size ({files.config.size}, {_difference(files.config, first.config)}) than "
+                f"stage {first.stage} ({first.config.size}); train all stages of {root} at one size."
+            )
+        for parent, digest in (files.record.get("parents") or {}).items():
+            if digest != found[parent].digest:
+                raise CheckpointError(
+                    f"{files.path}: was trained on another stage {parent} than the one that is there; "
+                    f"run `muomni train --stage {stage} --run {root}` again."
+                )
+    return found
+
+
+def load_tokenizer(root: Path, config: ModelConfig) -> Tokenizer:
+    """The run's tokenizer. Raises TokenizerError, or CheckpointError when it is not the model's."""
+    path = root / "tokenizer.json"
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > config.thinker.vocab_size:
+        raise CheckpointError(
+            f"{path}: {tokenizer.vocab_size} entries, the model has {config.thinker.vocab_size}; "
+            "put back the tokenizer the run was trained with."
+        )
+    return tokenizer
+
+
+def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
+    """The OmniModel of a run on the CPU in eval mode, its tokenizer, and notes on checkpoints passed over.
+
+    Raises CheckpointError, TokenizerError.
+    """
+    stages = find_stages(root)
+    config = stages["text"].config
+    tokenizer = load_tokenizer(root, config)
+    model = OmniModel(config)
+    state: dict[str, torch.Tensor] = {}
+    for stage, names in PARTS.items():
+        state |= stages[stage].weights(names)
+    expected = model.state_dict()
+    for name in sorted(set(expected) ^ set(state)):
+        what = "is missing" if name in expected else "is not part of this model"
+        raise CheckpointError(f"{root}: weight {name} {what}; train this run again with this version.")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{root}: weight {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
+                "train this run again with this version."
+            )
+    model.load_state_dict(state)
+    return model.eval(), tokenizer, tuple(note for files in stages.values() for note in files.notes)
+
+
+def _difference(a: ModelConfig, b: ModelConfig) -> str:
+    ours, other = to_dict(a), to_dict(b)
+    for part, value in ours.items():
+        if isinstance(value, dict):
+            for name in value:
+                if value[name] != other[part][name]:
+                    return f"{part}.{name} is {value[name]} there, {other[part][name]} here"
+        elif value != other[part] and part != "size":
+            return f"{part} is {value} there, {other[part]} here"
+    return "another name"

@@ -1,0 +1,270 @@
+"""Turns: decoding against full forwards, streams against whole turns, several turns against one prefill."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from muomni.config import TokenBudgetError
+from muomni.data.media import MediaError
+from muomni.data.template import Turn, render
+from muomni.infer.inputs import read_clip
+from muomni.infer.session import RequestError, Session
+from muomni.infer.stream import collect
+from muomni.tokens import EOS, N_SPECIAL
+
+
+def _picture(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _clip(seconds: float = 0.4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
+
+
+def _full_forward(session: Session, turns: list[Turn], images: list, clips: list) -> torch.Tensor:
+    """Logits of every position by the packed training forward, media placed on their slots."""
+    engine, model = session.engine, session.engine.model
+    document = render(turns, n_image_tokens=1, max_seq_len=1_024)
+    embeds = model.thinker.embed(document.input_ids)
+    if images:
+        features = model.vision_projector(model.vision(torch.cat(images))).flatten(0, 1)
+        embeds[document.image_slots] = features
+    if clips:
+        bounds = torch.tensor([0, *np.cumsum([len(c) for c in clips])], dtype=torch.int32)
+        hidden = model.audio(torch.cat(clips), bounds, max(len(c) for c in clips))
+        embeds[document.audio_slots] = model.audio_projector(hidden)
+    cu_seqlens = torch.tensor([0, len(document)], dtype=torch.int32)
+    return engine.logits(model.thinker(embeds, document.positions, cu_seqlens, len(document)))
+
+
+def _argmax(logits: torch.Tensor) -> int:
+    logits = logits.clone()
+    logits[[i for i in range(N_SPECIAL) if i != EOS]] = -torch.inf
+    return int(logits.argmax())
+
+
+@torch.no_grad()
+def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None:
+    from muomni.infer.inputs import read_picture
+
+    image, frames = read_picture(_picture(), session.config), read_clip(_clip(), session.config)
+    ids = session.tokenizer.encode("the cat")
+    turns = [Turn(text=ids, n_images=1, clips=[len(frames)])]
+    for text, media in (("the cat", {"image": _picture(), "audio": _clip()}), ("who is it", {})):
+        stream = session.stream(text, speak=False, max_new_tokens=8, **media)
+        for _ in stream:
+            pass
+        answer: list[int] = []
+        while len(answer) < 8:
+            open_turns = [*turns[:-1], turns[-1]]
+            logits = _full_forward(session, open_turns, [image], [frames]) if not answer else None
+            if logits is None:
+                last = turns[-1]
+                closed = Turn(text=last.text, n_images=last.n_images, clips=last.clips, answer=answer)
+                # The rendered document ends with EOS; the position before it predicts the next token.
+                logits = _full_forward(session, [*turns[:-1], closed], [image], [frames])[:-1]
+            token = _argmax(logits[-1])
+            if token == EOS:
+                break
+            answer.append(token)
+        assert stream.ids == answer
+        last = turns[-1]
+        turns[-1] = Turn(text=last.text, n_images=last.n_images, clips=last.clips, answer=answer)
+        turns.append(Turn(text=session.tokenizer.encode("who is it")))
+
+
+@torch.no_grad()
+def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session) -> None:
+    stream = session.stream("the cat sat", audio=_clip(), speak=False, max_new_tokens=12, temperature=1.0, seed=5)
+    frames = read_clip(_clip(), session.config)
+    seen = [session.engine.logits(stream._prompt.hidden)]
+    step = session.engine.step
+
+    def watched(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
+        state, embed = step(*arguments)  # type: ignore[arg-type]
+        seen.append(session.engine.logits(state[0, 0]))
+        return state, embed
+
+    session.engine.step = watched  # type: ignore[method-assign]
+    for _ in stream:
+        pass
+    turn = Turn(text=session.tokenizer.encode("the cat sat"), clips=[len(frames)], answer=stream.ids)
+    full = _full_forward(session, [turn], [], [frames])
+    n = len(stream.ids)
+    assert n > 2
+    torch.testing.assert_close(torch.stack(seen), full[-n - 2 : -1], atol=1e-5, rtol=1e-5)
+
+
+def test_stream_concatenates_to_the_turn(session: Session) -> None:
+    settings = {"image": _picture(), "max_new_tokens": 10, "temperature": 1.0, "seed": 2}
+    stream = session.stream("the cat", **settings)
+    chunks = list(stream)
+    text, pcm = collect(chunks)
+    assert (text, len(pcm) > 0) == (stream.reply.text, True)
+    assert np.array_equal(pcm, stream.reply.waveform)
+    session.reset()
+    reply = session.turn("the cat", **settings)
+    assert reply.text == text
+    assert np.array_equal(reply.waveform, pcm)
+    first_sound = next(i for i, c in enumerate(chunks) if len(c.pcm))
+    last_text = max(i for i, c in enumerate(chunks) if c.text)
+    assert first_sound < last_text, "speech waits for the end of the text"
+
+
+def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
+    reply = session.turn("the cat", max_new_tokens=6, temperature=1.0, seed=2)
+    model = session.engine.model
+    codes = torch.from_numpy(reply.codes)[None]
+    mel = session.config.mel
+    with torch.no_grad():
+        state = model.codec.new_state(1)
+        stepped = torch.cat([model.codec.decode_step(c, state) for c in codes.split(1, dim=2)], dim=1)
+        torch.testing.assert_close(stepped, model.codec.decode(codes), atol=1e-5, rtol=1e-5)
+        # Phases fitted to magnitudes are chaotic in the last bits, so the vocoder gets the stepped frames.
+        offline = model.vocoder(stepped.reshape(-1, mel.n_mels) * mel.std + mel.mean).clamp(-1, 1).numpy()
+    assert reply.codes.shape[1] * 1_280 == len(reply.waveform)
+    np.testing.assert_allclose(reply.waveform, offline, atol=1e-5)
+
+
+def test_timings_are_in_order(session: Session) -> None:
+    times = session.turn("the cat", max_new_tokens=6).timings
+    assert 0 < times["first_text"] <= times["first_audio"] <= times["total"]
+    assert times["audio_seconds"] == pytest.approx(times["n_frames"] * 0.08)
+
+
+def test_several_turns_equal_one_prefill(session: Session) -> None:
+    first = session.stream("the cat", image=_picture(), speak=False, max_new_tokens=5)
+    list(first)
+    second = session.stream("and who is it", audio=_clip(), speak=False, max_new_tokens=5)
+    list(second)
+    fresh = Session(session.engine.model, session.tokenizer)
+    fresh._conversation.turns = session._conversation.turns[:1]
+    again = fresh.stream("and who is it", audio=_clip(), speak=False, max_new_tokens=5)
+    torch.testing.assert_close(again._prompt.hidden, second._prompt.hidden, atol=1e-5, rtol=1e-5)
+    list(again)
+    assert again.ids == second.ids
+
+
+def test_history_changes_the_answer_and_reset_forgets_it(session: Session) -> None:
+    alone = session.stream("the cat", speak=False, max_new_tokens=4)
+    session.reset()
+    session.turn("press one", image=_picture(), speak=False, max_new_tokens=4)
+    later = session.stream("the cat", speak=False, max_new_tokens=4)
+    assert not torch.allclose(alone._prompt.hidden, later._prompt.hidden, atol=1e-3)
+    session.reset()
+    assert torch.equal(session.stream("the cat", speak=False)._prompt.hidden, alone._prompt.hidden)
+
+
+def test_every_part_of_the_prompt_changes_the_state(session: Session) -> None:
+    def state(**media: object) -> torch.Tensor:
+        session.reset()
+        return session.stream(speak=False, **media)._prompt.hidden  # type: ignore[arg-type]
+
+    base = state(text="the cat sat", image=_picture(), audio=_clip())
+    for other in (
+        state(text="who cat sat", image=_picture(), audio=_clip()),
+        state(text="the cat sat", image=_picture(1), audio=_clip()),
+        state(text="the cat sat", image=_picture(), audio=_clip(seed=1)),
+    ):
+        assert not torch.allclose(base, other, atol=1e-4)
+
+
+def test_oldest_turns_are_forgotten_whole_and_reported(session: Session) -> None:
+    truncated = [session.turn("the cat sat on the mat", speak=False, max_new_tokens=24).truncated for _ in range(6)]
+    assert truncated[0] == 0
+    assert sum(truncated) > 0
+    kept = 6 - sum(truncated)
+    assert len(session._conversation.turns) == kept
+    session._settle()
+    remembered = Session(session.engine.model, session.tokenizer)
+    remembered._conversation.turns = list(session._conversation.turns)
+    a = session.stream("who", speak=False, max_new_tokens=24)
+    b = remembered.stream("who", speak=False, max_new_tokens=24)
+    torch.testing.assert_close(a._prompt.hidden, b._prompt.hidden, atol=1e-5, rtol=1e-5)
+
+
+def test_a_stream_left_early_is_remembered_as_far_as_it_was_read(session: Session) -> None:
+    stream = session.stream("the cat", max_new_tokens=20, temperature=1.0, seed=4, speak=False)
+    next(stream)
+    session.turn("who", speak=False, max_new_tokens=2)
+    assert session._conversation.turns[0].turn.answer == tuple(stream.ids)
+    assert 1 <= len(stream.ids) < 20
+    assert not stream.reply.finished
+
+
+def test_too_long_a_prompt_says_by_how_much_and_changes_nothing(session: Session) -> None:
+    session.turn("the cat", speak=False, max_new_tokens=2)
+    with pytest.raises(TokenBudgetError, match=r"at most 128 fit; remove \d+ tokens"):
+        session.turn("cat " * 200, speak=False)
+    with pytest.raises(TokenBudgetError, match="at most 32"):
+        session.turn("the cat", audio=_clip(3.0))
+    assert len(session._conversation.turns) == 1
+    assert session.turn("who", speak=False, max_new_tokens=2).truncated == 0
+
+
+def test_a_low_rate_recording_is_resampled(session: Session) -> None:
+    time = np.arange(8_000) / 8_000
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * np.sin(2 * np.pi * 440 * time), 8_000, format="WAV")
+    frames = read_clip(file.getvalue(), session.config)
+    assert frames.shape == (13, 8 * 128)
+    at_16k = read_clip((0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.float32), session.config)
+    # 440 Hz lies where resampling changes nothing: the loudest band is the same in every frame.
+    loudest = [f[4:11].reshape(-1, 128).argmax(-1).unique().tolist() for f in (frames, at_16k)]
+    assert loudest[0] == loudest[1]
+    assert isinstance(session.transcribe(file.getvalue()), str)
+
+
+def test_bad_requests_are_one_line(session: Session, tmp_path: object) -> None:
+    for error, request in (
+        (RequestError, {}),
+        (RequestError, {"text": ""}),
+        (RequestError, {"text": "a", "max_new_tokens": 0}),
+        (MediaError, {"image": b"no picture"}),
+        (MediaError, {"image": np.zeros((3, 4))}),
+        (MediaError, {"audio": np.full(2_000, np.nan)}),
+        (MediaError, {"audio": f"{tmp_path}/none.wav"}),
+    ):
+        with pytest.raises(error) as caught:
+            session.turn(**request)
+        assert "\n" not in str(caught.value)
+
+
+def test_text_is_never_cut_inside_a_character(session: Session) -> None:
+    text = "naïve café ☕ 日本"
+    tokens = iter([*session.tokenizer.encode(text), EOS])
+
+    class Scripted:
+        device = session.engine.device
+
+        def __call__(self, logits: torch.Tensor) -> int:
+            return next(tokens)
+
+    stream = session.stream("say it", speak=False, max_new_tokens=90)
+    stream._sampler = Scripted()  # type: ignore[assignment]
+    pieces = [chunk.text for chunk in stream]
+    assert len(pieces) > 5
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert stream.reply.finished
+
+
+def test_control_tokens_are_never_written(session: Session) -> None:
+    stream = session.stream("the cat", speak=False, max_new_tokens=100, temperature=50.0, seed=1)
+    list(stream)
+    assert stream.ids
+    assert min(stream.ids) >= N_SPECIAL
+
+
+def test_same_seed_and_text_repeat_speech_and_another_text_changes_it(session: Session) -> None:
+    first = session.say("the cat", seed=1)
+    assert np.array_equal(first, session.say("the cat", seed=1))
+    other = session.say("who is it", seed=1)
+    assert len(first) != len(other) or not np.array_equal(first, other)
+    with pytest.raises(RequestError, match="nothing to say"):
+        session.say("")
