@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,12 +16,12 @@ from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import packed_positions, rotary_tables
 
 N_CTC_SYMBOLS = 29
-"""The blank, the space, the apostrophe and a-z: the length of data.audio.CTC_SYMBOLS (a test compares them)."""
+"""Blank, space, apostrophe and a-z: the length of data.audio.CTC_SYMBOLS (a test compares them)."""
 ROPE_THETA = 10_000.0
 
 
 class ConvDownsample(nn.Module):
-    """Three strided convolutions over log-mel: each row sees two rows of its own pair and the one before it."""
+    """Three strided convolutions over log-mel: each row sees its own pair of rows and the one before."""
 
     def __init__(self, n_mels: int, d_model: int, *, factor: int) -> None:
         """Raises ValueError unless factor is a power of two."""
@@ -29,9 +31,7 @@ class ConvDownsample(nn.Module):
             raise ValueError(f"factor: expected a power of two for downsample 'conv', got {factor}.")
         self.n_mels = n_mels
         widths = [n_mels, *([d_model] * n_steps)]
-        self.steps = nn.ModuleList(
-            linear(3 * a, b, bias=True) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.steps = nn.ModuleList(linear(3 * a, b, bias=True) for a, b in itertools.pairwise(widths))
 
     def forward(self, frames: torch.Tensor, same_as_last: torch.Tensor) -> torch.Tensor:
         """frames: (N, factor * n_mels); same_as_last: float (N, 1), 0 for the first frame of a document.

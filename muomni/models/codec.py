@@ -1,4 +1,4 @@
-"""The codec: stacked log-mel frames at 12.5 Hz -> residual codes -> frames, causal, with a streaming decoder."""
+"""The codec: stacked log-mel frames at 12.5 Hz -> residual codes -> frames, causal and streaming."""
 
 from __future__ import annotations
 

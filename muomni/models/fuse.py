@@ -1,4 +1,4 @@
-"""Fusion by placeholders: media features projected into the unified space and written onto their positions."""
+"""Fusion by placeholders: media features projected into the unified space, written onto their positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def place_features(embeds: torch.Tensor, features: torch.Tensor, index: torch.Te
     """
     if index.ndim != 1 or features.ndim != 2 or len(index) != len(features):
         raise ValueError(
-            f"index: expected one position for each of the features {tuple(features.shape)}, got {tuple(index.shape)}."
+            f"index: expected a position for each of {tuple(features.shape)} features, got {tuple(index.shape)}; "
+            f"count the placeholders."
         )
     if features.shape[1] != embeds.shape[1]:
         raise ValueError(

@@ -25,7 +25,7 @@ class Quantised(NamedTuple):
     codes: torch.Tensor
     """(N, K) int64, of all levels, active or not."""
     commitment: torch.Tensor
-    """() sum over valid rows of the squared distance of z to its quantisation, mean over axes and active levels."""
+    """() sum over valid rows of the squared distance of z to its quantisation, mean of axes and levels."""
 
 
 def nearest(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,7 @@ class ResidualVQ(nn.Module):
         """Quantise z (N, latent_dim).
 
         n_active: levels that make up the result (codebook dropout); None for all. valid: (N,) bool, rows that
-        count for the commitment and the statistics; None for all. In train mode keeps statistics for `commit`.
+        count for the commitment and the statistics; None for all. In train mode statistics are kept.
         Raises ValueError for n_active outside 1..n_codebooks.
         """
         n_active = self.n_codebooks if n_active is None else n_active
@@ -110,7 +110,7 @@ class ResidualVQ(nn.Module):
 
     @torch.no_grad()
     def commit(self) -> None:
-        """Apply the statistics of the forwards since the last commit, and replace dead codes. Without any: nothing."""
+        """Apply the statistics of the forwards since the last commit, if any, and replace dead codes."""
         if not self._pending:
             return
         parts = [torch.cat(part) for part in zip(*self._pending, strict=True)]

@@ -1,4 +1,4 @@
-"""The Talker: Thinker states and text -> codes, one frame at a time, and a depth transformer over codebooks."""
+"""The Talker: Thinker states and text -> codes frame by frame, with a depth transformer over codebooks."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Talker(nn.Module):
         self.embedding = table(self.n_codebooks * self.size, d, std=1.0 / math.sqrt(self.n_codebooks))
         self.blocks = nn.ModuleList(
             Block(
-                d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
-                d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
+                d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
+                head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
             )
             for _ in range(cfg.n_layers)
         )  # fmt: skip
@@ -126,7 +126,7 @@ class Talker(nn.Module):
         """What each frame is told: text position t at frame t, the pad condition once the text is used up.
 
         states, embeds: (B, n, d_thinker) Thinker states and token embeddings of the text's positions;
-        n_text: (B,) int64 positions that are text; n_frames: T. Returns (B, T, d_model). Text behind frame T is cut.
+        n_text: (B,) int64 text positions; n_frames: T, text behind it is cut. Returns (B, T, d_model).
         """
         told = (self.from_state(states) + self.from_embed(embeds))[:, :n_frames]
         told = F.pad(told, (0, 0, 0, n_frames - told.shape[1]))
@@ -139,15 +139,15 @@ class Talker(nn.Module):
         """Teacher-forced training on padded clips.
 
         codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T, d_model);
-        lengths: (B,) int64 frames of each clip: outputs behind them are meaningless and to be left out of the loss.
-        Attention is causal, so no frame sees padding whatever the lengths are.
+        Outputs behind a clip's end are meaningless and to be left out of the loss; attention is causal, so no
+        frame of a clip sees them.
         Returns logits (B, T, K, codebook_size) of each frame's own codes, and stop (B, T): logits of
         "this frame is the last".
         """
         n_batch, n_levels, n_frames = codes.shape
         if n_levels != self.n_codebooks:
             raise ValueError(
-                f"codes: expected (B, {self.n_codebooks}, T) with {self.n_codebooks} codebooks, got {tuple(codes.shape)}."
+                f"codes: expected (B, {self.n_codebooks}, T) by CodecConfig, got {tuple(codes.shape)}."
             )
         own = codes.transpose(1, 2)
         before = torch.cat([self.bos.expand(n_batch, 1, -1), self._embed(own[:, :-1])], dim=1)

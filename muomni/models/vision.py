@@ -41,7 +41,7 @@ class VisionEncoder(nn.Module):
         self.norm = RMSNorm(cfg.d_model)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """images: (n, 3, S, S) float, about [-1, 1]. Returns (n, n_image_tokens, d_model): CLS, then the grid.
+        """images: (n, 3, S, S) float, about [-1, 1]. Returns (n, n_image_tokens, d_model): CLS, then grid.
 
         Raises ValueError for another shape.
         """
@@ -85,8 +85,8 @@ class TextTower(nn.Module):
         self.embedding = table(vocab_size, d_model, std=1.0)
         self.blocks = nn.ModuleList(
             Block(
-                d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads, head_dim=self.head_dim, d_ff=d_ff,
-                causal=False,
+                d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads, head_dim=self.head_dim,
+                d_ff=d_ff, causal=False,
             )
             for _ in range(n_layers)
         )  # fmt: skip
@@ -94,7 +94,7 @@ class TextTower(nn.Module):
         self.out = linear(d_model, embed_dim)
 
     def forward(self, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
-        """ids: (T,) int64 packed; cu_seqlens: (n_docs + 1,) int32. Returns (n_docs, embed_dim), 0 for an empty one."""
+        """ids: (T,) int64 packed; cu_seqlens: (n_docs + 1,) int32. Returns (n_docs, embed_dim)."""
         x = F.embedding(ids, self.embedding)
         positions = packed_positions(cu_seqlens, len(ids))
         cos, sin = rotary_tables(positions, head_dim=self.head_dim, theta=ROPE_THETA)
@@ -138,5 +138,5 @@ class ContrastModel(nn.Module):
     def forward(
         self, images: torch.Tensor, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unit image rows (n, embed_dim), unit text rows (n_docs, embed_dim), and the inverse temperature ()."""
+        """Unit image rows (n, embed_dim), unit text rows (n_docs, embed_dim), inverse temperature ()."""
         return self.embed_images(images), self.embed_texts(ids, cu_seqlens, max_seqlen), self.scale()

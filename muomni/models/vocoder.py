@@ -13,10 +13,8 @@ from torch.nn import functional as F
 
 from muomni.config import MelConfig, VocoderConfig
 
-INVERSION_STEPS = 30
+INVERSION_STEPS = 15
 """Multiplicative updates of the mel inversion."""
-CONTEXT = 4
-"""Frames of finished waveform a block is fitted to."""
 MOMENTUM = 0.9
 """Extrapolation of the spectrum between iterations (fast Griffin-Lim; Perraudin et al., 2013)."""
 TINY = 1e-12
@@ -26,9 +24,9 @@ class VocoderState:
     """Streaming state of one utterance."""
 
     def __init__(self, magnitudes: torch.Tensor, wave: torch.Tensor) -> None:
-        """magnitudes: (CONTEXT, bins) of the frames before; wave: (n_fft - hop + CONTEXT * hop,) before the start."""
+        """magnitudes: (n_context, bins) of the frames before; wave: the samples they cover."""
         self.magnitudes = magnitudes
-        """(n, bins): CONTEXT finished frames and those whose samples are not given out yet."""
+        """(n, bins): finished frames that reach into the future, and those not given out yet."""
         self.wave = wave
         """Samples those frames cover: finished ones, then the current estimate of the others."""
         self.n_pending = 0
@@ -36,7 +34,7 @@ class VocoderState:
 
 
 class GriffinLim(nn.Module):
-    """Natural-log mel power at 100 Hz -> 16 kHz waveform. No parameters; offline is the stream over the clip."""
+    """Natural-log mel power at 100 Hz -> 16 kHz waveform, untrained; offline is the stream over the clip."""
 
     window: torch.Tensor
     filters: torch.Tensor
@@ -52,6 +50,8 @@ class GriffinLim(nn.Module):
         if not 0 <= cfg.lookahead <= block:
             raise ValueError(f"lookahead: expected 0 to {block} frames, got {cfg.lookahead}.")
         self.mel, self.cfg, self.block = mel, cfg, block
+        # Finished frames that still reach into samples to come; earlier ones have no say.
+        self.n_context = -(-mel.n_fft // mel.hop_length) - 1
         left = (mel.n_fft - mel.win_length) // 2
         hann = torch.hann_window(mel.win_length, device="cpu")
         self.register_buffer(
@@ -66,8 +66,8 @@ class GriffinLim(nn.Module):
     def new_state(self) -> VocoderState:
         """Silence before the first frame."""
         window, mel = self.window, self.mel
-        n_before = mel.n_fft - mel.hop_length + CONTEXT * mel.hop_length
-        return VocoderState(window.new_zeros(CONTEXT, mel.n_fft // 2 + 1), window.new_zeros(n_before))
+        n_before = mel.n_fft + (self.n_context - 1) * mel.hop_length
+        return VocoderState(window.new_zeros(self.n_context, mel.n_fft // 2 + 1), window.new_zeros(n_before))
 
     @torch.no_grad()
     def step(self, log_mel: torch.Tensor, state: VocoderState, *, flush: bool = False) -> torch.Tensor:
@@ -113,11 +113,9 @@ class GriffinLim(nn.Module):
         return power.sqrt()
 
     def _extend(self, state: VocoderState, magnitudes: torch.Tensor) -> None:
-        """Append frames with a first estimate: each takes the phases of what earlier frames left in its window."""
+        """Append frames with a first estimate: each takes the phases of what is known inside its window."""
         mel, window = self.mel, self.window
-        overlap = self._overlap_weight(3 * (mel.n_fft // mel.hop_length) + 1)
-        middle = len(overlap) // 2 // mel.hop_length * mel.hop_length
-        weight = overlap[middle : middle + mel.hop_length].mean()
+        weight = window.square().sum() / mel.hop_length
         delay = torch.polar(
             torch.ones(mel.n_fft // 2 + 1, device=window.device),
             torch.arange(mel.n_fft // 2 + 1, device=window.device) * torch.pi,
@@ -158,7 +156,7 @@ class GriffinLim(nn.Module):
         start = len(state.wave) - state.n_pending * hop
         given = state.wave[start : start + n_finished * hop].clone()
         state.n_pending -= n_finished
-        kept = CONTEXT + state.n_pending
+        kept = self.n_context + state.n_pending
         state.magnitudes = state.magnitudes[-kept:]
         state.wave = state.wave[-(self.mel.n_fft - hop + kept * hop) :]
         return given

@@ -75,7 +75,8 @@ def verify_manifest(directory: Path) -> None:
         found = (directory / name).stat().st_size
         if found != size:
             raise CheckpointError(
-                f"{directory / name}: {found} bytes, expected {size}; delete {directory}, an older one is used."
+                f"{directory / name}: {found} bytes, expected {size}; delete {directory}, "
+                "an older one is used."
             )
         if _sha256(directory / name) != digest:
             raise CheckpointError(

@@ -36,7 +36,7 @@ class Block(nn.Module):
         """n_layers: blocks of the whole stack, by which residual outputs are scaled down.
 
         dropout: probability on each branch's output in training.
-        conv_kernel: width of the depthwise convolution branch, 0 for none (then `step` does not exist for it).
+        conv_kernel: width of the depthwise convolution branch, 0 for none; a block with one cannot `step`.
         n_experts: 0 for one SwiGLU, otherwise a mixture of that many.
         """
         super().__init__()

@@ -59,7 +59,7 @@ class KVCache:
         """Check that n_new more positions fit. Raises ValueError when they do not."""
         if self._longest + n_new > self.max_len:
             raise ValueError(
-                f"cache: {self._longest} positions are used and {n_new} more do not fit in max_len {self.max_len}; "
+                f"cache: {self._longest} positions are used, {n_new} more do not fit in {self.max_len}; "
                 "make the cache longer or the sequence shorter."
             )
 
@@ -73,7 +73,7 @@ class KVCache:
         self._longest += n_new
 
     def truncate(self, lengths: list[int]) -> None:
-        """Forget everything behind the given length of each sequence: padding of a prefill, or a discarded turn."""
+        """Forget what is behind the given length of each sequence: padding of a prefill, a discarded turn."""
         self.lengths = torch.tensor(lengths, device=self.lengths.device, dtype=torch.int32)
         self._longest = max(lengths, default=0)
 

@@ -46,7 +46,7 @@ class CausalConv1d(nn.Module):
 
 
 def same_document(cu_seqlens: torch.Tensor, n_rows: int, *, kernel: int) -> torch.Tensor:
-    """Which neighbours a row may see: float32 (kernel, n_rows, 1), 1 where row i + j - kernel // 2 is in i's document."""
+    """float32 (kernel, n_rows, 1): 1 where row i + j - kernel // 2 is in the document of row i, else 0."""
     ids = segment_ids(cu_seqlens, n_rows)
     half = kernel // 2
     padded = F.pad(ids, (half, half), value=-1)

@@ -1,4 +1,4 @@
-"""Initial weights: normal with standard deviation scale / sqrt(fan-in), so that unit input gives unit output."""
+"""Initial weights: normal with standard deviation scale / sqrt(fan-in), so unit input gives unit output."""
 
 from __future__ import annotations
 

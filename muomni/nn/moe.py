@@ -58,7 +58,7 @@ class MoE(nn.Module):
         return y.reshape(x.shape)
 
     def balance_loss(self) -> torch.Tensor:
-        """() n_experts * sum over experts of (share of tokens * mean probability) of the last forward; 1 is balanced.
+        """() n_experts * sum over experts of share of tokens * mean probability, last forward; 1 is balanced.
 
         Raises ValueError before the first forward.
         """

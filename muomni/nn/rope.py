@@ -1,4 +1,4 @@
-"""Rotary tables: 1-D positions, or time, height and width (TM-RoPE). Positions and segments of packed rows."""
+"""Rotary tables, 1-D or time, height and width (TM-RoPE); positions and segments of packed rows."""
 
 from __future__ import annotations
 
