@@ -195,16 +195,18 @@ class Order:
         n_items: int,
         seed: int = 0,
         shuffle: bool = True,
+        padded: bool = False,
     ) -> None:
         """Describe the items.
 
         lengths: what each item takes of each resource (tokens, or tokens, images and audio frames).
         capacity: what a batch holds of each.
+        padded: a batch costs its number of items times its longest one, so similar lengths go together.
         Raises ValueError for no items or an item that fits no batch.
         """
         self.lengths = np.asarray(lengths, dtype=np.int64).reshape(len(lengths), -1)
         self.capacity = np.asarray(capacity, dtype=np.int64).reshape(-1)
-        self.n_items, self.seed, self.shuffle = n_items, seed, shuffle
+        self.n_items, self.seed, self.shuffle, self.padded = n_items, seed, shuffle, padded
         if not len(lengths) or (self.lengths > self.capacity).any():
             longest = self.lengths.max(axis=0).tolist() if len(lengths) else "no items"
             raise ValueError(f"lengths: expected items of at most {self.capacity.tolist()}, got {longest}.")
@@ -216,7 +218,10 @@ class Order:
             n = len(self.lengths)
             order = permutation(n, seed=self.seed, epoch=epoch) if self.shuffle else np.arange(n)
             # Only the last plan is kept: plans are cheap to make again.
-            self._plans = {epoch: self._pack(order.tolist())}
+            rows = self._group(order) if self.padded else self._pack(order.tolist())
+            if self.padded and self.shuffle:
+                rows = [rows[i] for i in permutation(len(rows), seed=self.seed + 1, epoch=epoch)]
+            self._plans = {epoch: rows}
         return self._plans[epoch]
 
     def iterate(self, position: int = 0) -> Iterator[list[int]]:
@@ -228,6 +233,15 @@ class Order:
         while True:
             yield from self.epoch(epoch)[position:]
             epoch, position = epoch + 1, 0
+
+    def _group(self, order: np.ndarray) -> list[list[int]]:
+        """Neighbours in length, equal lengths in the order given."""
+        rows: list[list[int]] = [[]]
+        for item in order[np.argsort(self.lengths[order, 0], kind="stable")].tolist():
+            if len(rows[-1]) == self.n_items or (len(rows[-1]) + 1) * self.lengths[item, 0] > self.capacity[0]:
+                rows.append([])
+            rows[-1].append(item)
+        return [row for row in rows if row]
 
     def _pack(self, order: list[int]) -> list[list[int]]:
         done: list[list[int]] = []

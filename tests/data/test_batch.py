@@ -68,6 +68,14 @@ def test_an_epoch_holds_every_item_once_within_capacity(lengths: list[int], seed
     assert all(sum(lengths[i] for i in row) <= 40 and len(row) <= 5 for row in rows)
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_padded_batches_hold_every_item_once_within_their_padded_size(lengths: list[int], seed: int) -> None:
+    rows = Order(lengths, capacity=64, n_items=5, seed=seed, padded=True).epoch(1)
+    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
+    assert all(len(row) * max(lengths[i] for i in row) <= 64 and len(row) <= 5 for row in rows)
+
+
 def test_order_depends_on_seed_and_position_alone() -> None:
     lengths = list(range(1, 30))
     straight = list(itertools.islice(Order(lengths, capacity=40, n_items=8, seed=3).iterate(), 60))

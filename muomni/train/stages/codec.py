@@ -12,7 +12,6 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames
-from muomni.data.batch import permutation
 from muomni.models.codec import Codec
 from muomni.train.stage import Figure, Parts, StageBase, generator
 
@@ -51,3 +50,96 @@ class CodecStage(StageBase):
         """Compute every clip's frames once; start the codec from the seed."""
         self._clips: dict[str, list[torch.Tensor]] = {}
         return Parts(codec=Codec(run.model.codec, run.model.mel))
+
+    def clips(self, split: embedded.Split) -> list[torch.Tensor]:
+        """A split's clips, read once."""
+        if split not in self._clips:
+            self._clips[split] = clips(split, self.run)
+        return self._clips[split]
+
+    def batches(self, split: embedded.Split, state: int) -> Iterator[FrameBatch]:
+        """Random crops: a clip is drawn in proportion to its length. Held out: each clip once, whole."""
+        source = self.clips(split)
+        if split != "train":
+            yield from (FrameBatch(frames=clip[None], n_active=self.config.codec.n_codebooks) for clip in source)
+            return
+        weights = torch.tensor([float(len(clip)) for clip in source])
+        n_crops = max(1, self.run.train.batch_tokens // CROP)
+        position = state
+        while True:
+            draw = generator(self.run.seed, 3, position)
+            chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
+            crops = [self._crop(source[i], draw) for i in chosen]
+            n_codebooks = self.config.codec.n_codebooks
+            # Half the batches use all codebooks, the others a random first few: any prefix must decode.
+            n_active = n_codebooks
+            if self.run.train.augment and position % 2:
+                n_active = int(torch.randint(1, n_codebooks + 1, (), generator=draw))
+            yield FrameBatch(frames=torch.stack(crops), n_active=n_active)
+            position += 1
+
+    def _crop(self, clip: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """CROP frames from a random start; a short clip is followed by its own beginning."""
+        start = int(torch.randint(max(1, len(clip) - CROP + 1), (), generator=draw))
+        index = (start + torch.arange(CROP)) % len(clip)
+        crop = clip[index]
+        if self.run.train.augment:
+            # Loudness only: half a unit is 2 nepers of power times std.
+            crop = crop + 0.1 * torch.randn((), generator=draw)
+        return crop
+
+    def counts(self, batch: FrameBatch) -> dict[str, torch.Tensor | int]:
+        """Values to reconstruct, and frames to quantise."""
+        n_frames = batch.frames.shape[0] * batch.frames.shape[1]
+        return {"l1": batch.frames.numel(), "l2": batch.frames.numel(), "commitment": n_frames}
+
+    def losses(self, model: nn.Module, batch: FrameBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Absolute and squared error of normalised log-mel, and the commitment."""
+        frames = batch.frames.to(self.device(model))
+        out = model.get_submodule("codec")(frames, n_active=batch.n_active)
+        difference = out.frames - frames
+        return {"l1": difference.abs().sum(), "l2": difference.square().sum(), "commitment": out.commitment}
+
+    def after_step(self, model: nn.Module) -> None:
+        """Move the codebooks, once a step."""
+        codec = model.get_submodule("codec")
+        assert isinstance(codec, Codec)
+        codec.commit()
+
+    def fill(self, batch: FrameBatch) -> tuple[int, int]:
+        """Code frames; crops have no padding."""
+        n_frames = batch.frames.shape[0] * batch.frames.shape[1]
+        return n_frames, n_frames
+
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+        """Absolute log-mel error of held-out recordings with the first k codebooks, against the mean frame."""
+        codec = model.get_submodule("codec")
+        assert isinstance(codec, Codec)
+        device, std = self.device(model), self.config.mel.std
+        n_mels, n_recordings = self.config.mel.n_mels, len(embedded.speech(split))
+        mean = torch.cat([clip.reshape(-1, n_mels) for clip in self.clips("train")]).mean(0)
+        held_out = self.clips(split)[:n_recordings]
+        total = sum(clip.numel() for clip in held_out)
+        baseline = sum(float((clip.reshape(-1, n_mels) - mean).abs().sum()) for clip in held_out) / total * std
+        levels = sorted({1, 2, 4, self.config.codec.n_codebooks} & set(range(1, self.config.codec.n_codebooks + 1)))
+        errors = dict.fromkeys(levels, 0.0)
+        for clip in held_out:
+            codes = codec.encode(clip[None].to(device))
+            for k in levels:
+                errors[k] += float((codec.decode(codes[:, :k])[0].cpu() - clip).abs().sum())
+        figures = [
+            Figure(
+                name=f"codec log-mel error, {k} codebooks", value=errors[k] / total * std, baseline=baseline,
+                baseline_name="mean frame", n=n_recordings,
+            )
+            for k in levels
+        ]  # fmt: skip
+        for name, values in codec.quantizer.usage().items():
+            figures.append(
+                Figure(
+                    name=f"codec codes {name}, worst level", value=float(values.min()),
+                    baseline=1.0 if name == "perplexity" else 1.0 / self.config.codec.codebook_size,
+                    baseline_name="collapsed codebook", better="higher", n=len(values),
+                )
+            )  # fmt: skip
+        return figures

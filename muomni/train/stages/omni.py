@@ -1,0 +1,189 @@
+"""Stage omni: the Thinker and its projectors learn to answer about pictures, clips and text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.config import RunConfig
+from muomni.data import embedded
+from muomni.data.audio import audio_frames
+from muomni.data.batch import Media, Order, PackedBatch, pack
+from muomni.data.image import augment, to_float
+from muomni.data.template import Document
+from muomni.models.audio import AudioEncoder
+from muomni.models.fuse import Projector, place_features
+from muomni.models.thinker import Thinker
+from muomni.models.vision import VisionEncoder
+from muomni.tokens import IGNORE_INDEX
+from muomni.train.losses import n_targets, token_loss
+from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent
+from muomni.train.stages.omni_figures import figures
+from muomni.train.stages.text import load_tokenizer
+from muomni.train.tasks import Example, clips, documents, examples
+
+
+class OmniStage(StageBase):
+    """Supervised answers; the encoders are frozen and in eval mode, the loss is on the answers alone."""
+
+    name = "omni"
+    parents = ("text", "audio", "vision")
+    saved = ("thinker", "vision_projector", "audio_projector")
+    weights: Mapping[str, float] = {"answer": 1.0, "balance": 1.0}
+
+    def build(self, run: RunConfig, root: Path) -> nn.Module:
+        """The text stage's Thinker, the trained encoders (frozen), new projectors."""
+        cfg = run.model
+        model = Parts(
+            thinker=Thinker(cfg.thinker),
+            vision=VisionEncoder(cfg.vision),
+            audio=AudioEncoder(cfg.audio, cfg.mel.n_mels),
+            vision_projector=Projector(cfg.vision.d_model, cfg.thinker.d_model),
+            audio_projector=Projector(cfg.audio.d_model, cfg.thinker.d_model),
+        )
+        for parent, part in (("text", "thinker"), ("audio", "audio"), ("vision", "vision")):
+            load_parent(model, root, parent=parent, parts=(part,), stage=self, run=run)
+        freeze(model.get_submodule("vision"))
+        freeze(model.get_submodule("audio"))
+        self.root = root
+        self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
+        self._pictures: dict[str, torch.Tensor] = {}
+        self._frames: dict[tuple[str, int], torch.Tensor] = {}
+        return model
+
+    def examples(self, split: embedded.Split) -> list[Example]:
+        """All examples of a split."""
+        return examples(split, max_audio_samples=self.config.max_audio_samples)
+
+    def documents(self, split: embedded.Split, chosen: list[Example], *, media: bool = True) -> list[Document]:
+        """Examples of a split as documents."""
+        return documents(
+            chosen, self.tokenizer, clip_tokens=[self.config.audio_tokens(c.n_samples) for c in clips(split)],
+            n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=self.config.max_seq_len, media=media,
+        )  # fmt: skip
+
+    def pictures(self, split: embedded.Split) -> torch.Tensor:
+        """Every picture of a split, (n, 3, 128, 128) uint8, read once."""
+        if split not in self._pictures:
+            items = embedded.pictures(split)
+            self._pictures[split] = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
+        return self._pictures[split]
+
+    def frames(self, split: embedded.Split, clip: int) -> torch.Tensor:
+        """A clip as the encoder sees it, (n_frames, factor * n_mels), computed once."""
+        if (split, clip) not in self._frames:
+            waveform = embedded.waveform(clips(split)[clip])
+            self._frames[split, clip] = audio_frames(waveform, self.config.mel, factor=self.config.audio.factor)
+        return self._frames[split, clip]
+
+    def order(self, found: list[Document], *, shuffle: bool) -> Order:
+        """Documents packed by positions, pictures and audio frames."""
+        train = self.run.train
+        capacity = (train.batch_tokens, train.batch_items * self.config.vision.n_image_tokens, train.batch_tokens)
+        lengths = [(len(d), len(d.image_slots), len(d.audio_slots)) for d in found]
+        return Order(
+            lengths, capacity=capacity, n_items=train.batch_items, seed=self.run.seed, shuffle=shuffle
+        )
+
+    def batches(self, split: embedded.Split, state: int) -> Iterator[PackedBatch]:
+        """Packed documents with their media; training pictures are augmented."""
+        training = split == "train"
+        chosen = self.examples(split)
+        found = self.documents(split, chosen)
+        order = self.order(found, shuffle=training)
+        for position, row in enumerate(order.iterate(state) if training else iter(order.epoch(0)), start=state):
+            draw = generator(self.run.seed, 3, position) if training and self.run.train.augment else None
+            yield self.collate(split, [chosen[i] for i in row], [found[i] for i in row], draw=draw)
+
+    def collate(
+        self,
+        split: embedded.Split,
+        chosen: list[Example],
+        found: list[Document],
+        *,
+        draw: torch.Generator | None = None,
+    ) -> PackedBatch:
+        """Pack some examples; documents without placeholders take no media."""
+        size, train = self.config.vision.image_size, self.run.train
+        shown = [e.picture for e, d in zip(chosen, found, strict=True) if e.picture is not None and len(d.image_slots)]
+        images = to_float(self.pictures(split)[shown], size) if shown else torch.zeros(0, 3, size, size)
+        pictures = iter(augment(images, draw) if draw is not None and shown else images)
+        media = [
+            Media(
+                images=(next(pictures),) if len(d.image_slots) else (),
+                clips=(self.frames(split, e.clip),) if e.clip is not None and len(d.audio_slots) else (),
+            )
+            for e, d in zip(chosen, found, strict=True)
+        ]
+        mel = self.config.mel.n_mels * self.config.audio.factor
+        return pack(
+            found, media, n_tokens=train.batch_tokens, n_docs=train.batch_items,
+            max_seq_len=self.config.max_seq_len, n_images=train.batch_items,
+            n_image_tokens=self.config.vision.n_image_tokens, image_shape=(3, size, size),
+            n_audio=train.batch_tokens, n_clips=train.batch_items, max_clip=self.config.max_audio_tokens,
+            frame_width=mel,
+        )  # fmt: skip
+
+    def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
+        """Answer tokens, and positions for the balance loss."""
+        return {"answer": n_targets(batch.labels), "balance": len(batch.input_ids)}
+
+    def hidden(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """The Thinker's states over a batch, (T, d_model); the encoders run without gradients."""
+        thinker = model.get_submodule("thinker")
+        embeds = thinker.embed(batch.input_ids)
+        if batch.images is not None and batch.image_index is not None:
+            with torch.no_grad():
+                seen = model.get_submodule("vision")(batch.images).flatten(0, 1)
+            embeds = place_features(embeds, model.get_submodule("vision_projector")(seen), batch.image_index)
+        if batch.audio_frames is not None and batch.audio_index is not None:
+            with torch.no_grad():
+                heard = model.get_submodule("audio")(
+                    batch.audio_frames, batch.audio_cu_seqlens, batch.audio_max_seqlen
+                )
+            embeds = place_features(embeds, model.get_submodule("audio_projector")(heard), batch.audio_index)
+        return thinker(embeds, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+
+    def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Summed cross entropy of the answers."""
+        batch = batch.to(self.device(model))
+        thinker = model.get_submodule("thinker")
+        logits = thinker.logits(self.hidden(model, batch))
+        balance = thinker.balance_loss() * len(batch.input_ids)
+        return {"answer": token_loss(logits, batch.labels), "balance": balance}
+
+    def fill(self, batch: PackedBatch) -> tuple[int, int]:
+        """Positions that are not padding, and all."""
+        return batch.n_tokens, len(batch.input_ids)
+
+    @torch.no_grad()
+    def score(
+        self, model: nn.Module, split: embedded.Split, chosen: list[Example], *, media: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of each example's answer: summed nats, tokens, and whether every token is the likeliest one.
+
+        The last says whether greedy decoding gives exactly this answer. Returns three (n,) tensors.
+        """
+        found = self.documents(split, chosen, media=media)
+        nats, tokens, exact = (torch.zeros(len(chosen)) for _ in range(3))
+        device = self.device(model)
+        for row in self.order(found, shuffle=False).epoch(0):
+            batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row]).to(device)
+            logits = model.get_submodule("thinker").logits(self.hidden(model, batch)).float()
+            loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
+            target = batch.labels != IGNORE_INDEX
+            wrong = target & (logits.argmax(-1) != batch.labels)
+            ends = batch.cu_seqlens[: len(row) + 1].tolist()
+            for i, start, end in zip(row, ends, ends[1:], strict=False):
+                nats[i] = loss[start:end].sum()
+                tokens[i] = target[start:end].sum()
+                exact[i] = not bool(wrong[start:end].any())
+        return nats, tokens, exact
+
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+        """Answer losses by task, against the text-only model and against swapped media; see omni_figures."""
+        return figures(self, model, split)

@@ -1,0 +1,87 @@
+"""Held-out figures of the Talker: next codes against unigrams, the text's use, and when it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.data import embedded
+from muomni.train.stage import Figure
+
+if TYPE_CHECKING:
+    from muomni.train.stages.talker import TalkerStage, Utterance
+
+
+def unigram_nats(train: list[Utterance], held_out: list[Utterance], *, size: int) -> float:
+    """Mean nats a code of the held-out utterances under each codebook's own frequencies, one added to every count."""
+    codes = torch.cat([u.codes for u in train], dim=1)
+    counts = torch.stack([torch.bincount(level, minlength=size) for level in codes]).float() + 1.0
+    logs = (counts / counts.sum(-1, keepdim=True)).log()
+    held = torch.cat([u.codes for u in held_out], dim=1)
+    return -float(logs.gather(1, held).mean())
+
+
+def with_other_text(made: list[Utterance]) -> list[Utterance]:
+    """Each utterance's codes with the text of the next one of about the same number of subwords."""
+    order = sorted(range(len(made)), key=lambda i: len(made[i].states))
+    result = list(made)
+    for rank, i in enumerate(order):
+        other = made[order[(rank + 1) % len(order)]]
+        n_frames = made[i].codes.shape[1]
+        states, embeds = other.states[:n_frames], other.embeds[:n_frames]
+        result[i] = dataclasses.replace(made[i], states=states, embeds=embeds)
+    return result
+
+
+@torch.no_grad()
+def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, list[int]]:
+    """Mean nats a code, and for each utterance the frame where the Talker would stop (its length when nowhere)."""
+    from muomni.train.stages.talker import collate
+
+    device = stage.device(model)
+    nats = codes = 0.0
+    stops: list[int] = []
+    for utterance in made:
+        batch = collate([utterance]).to(device)
+        out = stage.forward(model, batch)
+        logits = out["logits"].float()
+        nats += float(F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), reduction="sum"))
+        codes += batch.labels.numel()
+        n_text = len(utterance.states)
+        over = (out["stop"][0, n_text:] > 0).nonzero().flatten().tolist()
+        stops.append(n_text + over[0] + 1 if over else utterance.codes.shape[1])
+    return nats / codes, stops
+
+
+def figures(stage: TalkerStage, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    """Code loss, right against wrong text, and the error of the stop position under teacher forcing."""
+    train, made = stage.utterances("train"), stage.utterances(split)
+    right, stops = code_nats(stage, model, made)
+    wrong, _ = code_nats(stage, model, with_other_text(made))
+    unigram = unigram_nats(train, made, size=stage.config.codec.codebook_size)
+    lengths = [u.codes.shape[1] for u in made]
+    # The trivial guess: as many frames a subword as in the training recordings, over all.
+    rate = sum(u.codes.shape[1] for u in train) / sum(len(u.states) for u in train)
+    guessed = [round(rate * len(u.states)) for u in made]
+    n = len(made)
+    return [
+        Figure(
+            name="code loss, mean of the codebooks", value=right, baseline=unigram,
+            baseline_name="unigram of each codebook", n=n,
+        ),
+        Figure(
+            name="code loss, right text", value=right, baseline=wrong, baseline_name="another item's text", n=n
+        ),
+        Figure(
+            name="stop position error, frames", value=_error(stops, lengths), baseline=_error(guessed, lengths),
+            baseline_name="mean frames a subword", n=n,
+        ),
+    ]  # fmt: skip
+
+
+def _error(found: list[int], lengths: list[int]) -> float:
+    return sum(abs(a - b) for a, b in zip(found, lengths, strict=True)) / len(lengths)
