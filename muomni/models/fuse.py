@@ -22,7 +22,7 @@ def place_features(embeds: torch.Tensor, features: torch.Tensor, index: torch.Te
     """
     if index.ndim != 1 or features.ndim != 2 or len(index) != len(features):
         raise ValueError(
-            f"index: expected a position for each of {tuple(features.shape)} features, got {tuple(index.shape)}; "
+            f"index: expected ({len(features)},), one position a feature, got {tuple(index.shape)}; "
             f"count the placeholders."
         )
     if features.shape[1] != embeds.shape[1]:

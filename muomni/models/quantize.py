@@ -116,6 +116,9 @@ class ResidualVQ(nn.Module):
         parts = [torch.cat(part) for part in zip(*self._pending, strict=True)]
         self._pending.clear()
         residuals, codes, rows = parts
+        # A step with a non-finite latent is skipped by the loop; it must not reach the codebooks either.
+        rows = rows * residuals[:, 0].isfinite().all(-1)
+        residuals = residuals.nan_to_num(0.0, 0.0, 0.0)
         # Rows that count come first; the order among them is kept, so splits agree.
         order = torch.argsort(rows, descending=True, stable=True)
         residuals, codes, rows = residuals[order], codes[order], rows[order]

@@ -1,0 +1,142 @@
+"""Blocks over packed documents, the KV cache, and the mixture of experts."""
+
+import pytest
+import torch
+
+from muomni.nn.attention import Attention
+from muomni.nn.block import Block
+from muomni.nn.cache import KVCache
+from muomni.nn.moe import FeedForward, MoE
+from muomni.nn.rope import rotary_tables
+
+
+def _softmax_attention(layer: Attention, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The formula in fp64, written without the ops."""
+    x = x.double()
+    hd, n, g = layer.head_dim, layer.n_heads, layer.n_kv_heads
+    heads = (x @ layer.qkv.weight.double().T).view(len(x), -1, hd)
+
+    def norm(t: torch.Tensor) -> torch.Tensor:
+        return t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def turn(t: torch.Tensor) -> torch.Tensor:
+        angle = positions[:, None].double() * 1e4 ** (-2 * torch.arange(hd // 2) / hd).double()
+        z = (
+            torch.complex(t[..., : hd // 2], t[..., hd // 2 :])
+            * torch.polar(torch.ones_like(angle), angle)[:, None]
+        )
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    q, k, v = turn(norm(heads[:, :n])), turn(norm(heads[:, n : n + g])), heads[:, n + g :]
+    out = []
+    for h in range(n):
+        scores = q[:, h] @ k[:, h * g // n].T / hd**0.5
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+        out.append(scores.softmax(-1) @ v[:, h * g // n])
+    return torch.cat(out, dim=-1) @ layer.out.weight.double().T
+
+
+def test_attention_matches_the_formula_in_fp64() -> None:
+    torch.manual_seed(0)
+    layer = Attention(16, n_heads=4, n_kv_heads=2, head_dim=8, causal=True)
+    x, positions = torch.randn(9, 16), torch.arange(9)
+    cos, sin = rotary_tables(positions, head_dim=8, theta=1e4)
+    y = layer(x, cos, sin, torch.tensor([0, 9], dtype=torch.int32), 9)
+    assert torch.allclose(y.double(), _softmax_attention(layer, x, positions), atol=1e-5)
+
+
+def _step_all(block: Block, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    cache = KVCache(1, x.shape[0], x.shape[1], 2, 8)
+    parts = []
+    for part in x.split(sizes, dim=1):
+        start, n = cache.longest, part.shape[1]
+        positions = torch.arange(start, start + n).repeat(x.shape[0])
+        cos, sin = rotary_tables(positions, head_dim=8, theta=1e4)
+        parts.append(block.step(part, cos, sin, cache.layer(0)))
+        cache.advance(n)
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("n_experts", [0, 3])
+@torch.no_grad()
+def test_steps_of_any_size_equal_the_packed_forward(n_experts: int) -> None:
+    torch.manual_seed(0)
+    block = Block(
+        16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True, n_experts=n_experts
+    )
+    x = torch.randn(2, 10, 16)
+    cos, sin = rotary_tables(torch.arange(10).repeat(2), head_dim=8, theta=1e4)
+    full = block(x.view(20, 16), cos, sin, torch.tensor([0, 10, 20], dtype=torch.int32), 10).view(2, 10, 16)
+    for sizes in ([10], [1] * 10, [4, 1, 5]):
+        assert torch.allclose(_step_all(block, x, sizes), full, atol=1e-5)
+
+
+@torch.no_grad()
+def test_truncated_cache_continues_as_if_the_rest_had_never_been_there() -> None:
+    torch.manual_seed(0)
+    layer = Attention(16, n_heads=4, n_kv_heads=2, head_dim=8, causal=True)
+    x, other = torch.randn(2, 6, 16), torch.randn(2, 2, 16)
+    clean, dirty = KVCache(1, 2, 6, 2, 8), KVCache(1, 2, 6, 2, 8)
+    for cache, first in ((clean, x[:, :4]), (dirty, torch.cat([x[:, :4], other], dim=1))):
+        layer.step(first, None, None, cache.layer(0))
+        cache.advance(first.shape[1])
+    dirty.truncate([4, 4])
+    expected = layer.step(x[:, 4:], None, None, clean.layer(0))
+    assert torch.equal(layer.step(x[:, 4:], None, None, dirty.layer(0)), expected)
+
+
+def test_full_cache_is_an_error_that_says_so() -> None:
+    cache = KVCache(1, 1, 4, 1, 8)
+    cache.advance(3)
+    cache.reserve(1)
+    with pytest.raises(ValueError, match="2 more do not fit in 4"):
+        cache.reserve(2)
+
+
+def test_moe_equals_a_loop_over_tokens_and_their_experts() -> None:
+    torch.manual_seed(0)
+    moe = MoE(8, 16, n_experts=5, n_active=2)
+    x = torch.randn(7, 8)
+    y = moe(x)
+    for row, out in zip(x, y, strict=True):
+        p = (moe.router.weight @ row).softmax(0)
+        best = p.topk(2)
+        expected = torch.zeros(8)
+        for weight, e in zip(best.values / best.values.sum(), best.indices.tolist(), strict=True):
+            gate, up = (row @ moe.gate_up[e]).chunk(2)
+            expected = expected + weight * ((gate * gate.sigmoid() * up) @ moe.down[e])
+        assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_moe_with_identical_experts_is_one_expert_and_balance_of_a_uniform_router_is_one() -> None:
+    torch.manual_seed(0)
+    moe, dense = MoE(8, 16, n_experts=4, n_active=2), FeedForward(8, 16)
+    with torch.no_grad():
+        moe.gate_up.copy_(dense.gate_up.weight.T.expand_as(moe.gate_up))
+        moe.down.copy_(dense.down.weight.T.expand_as(moe.down))
+    x = torch.randn(2, 9, 8)
+    assert torch.allclose(moe(x), dense(x), atol=1e-5)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+    moe(x)
+    assert moe.balance_loss().item() == pytest.approx(1.0)
+
+
+def test_balance_loss_of_a_collapsed_router_is_near_its_largest_value() -> None:
+    torch.manual_seed(0)
+    moe = MoE(8, 16, n_experts=4, n_active=1)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[2] = 50.0
+    moe(torch.rand(32, 8) + 0.5)
+    assert moe.balance_loss().item() == pytest.approx(4.0, abs=1e-3)
+
+
+def test_dropout_only_in_train_mode() -> None:
+    torch.manual_seed(0)
+    block = Block(16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, dropout=0.5)
+    x, cu = torch.randn(6, 16), torch.tensor([0, 6], dtype=torch.int32)
+    block.train()
+    assert not torch.equal(block(x, None, None, cu, 6), block(x, None, None, cu, 6))
+    block.eval()
+    assert torch.equal(block(x, None, None, cu, 6), block(x, None, None, cu, 6))
