@@ -1,11 +1,11 @@
-"""An untrained run on disk, small enough to talk to in milliseconds, for the tests that need a whole model."""
+"""An untrained run on disk, small enough to talk to in milliseconds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from muomni.infer.session import Session
     from muomni.models.omni import OmniModel
 
-SENTENCES = ["the cat sat on the mat", "who is it, then? naïve café ☕ 日本", "press one for yes and two for no", "hello world, say it again"] * 3
+SENTENCES = [
+    "the cat sat on the mat",
+    "who is it, then? naïve café ☕ 日本",
+    "press one for yes and two for no",
+    "hello world, say it again",
+] * 3
 
 
-def _small_config(**changes: object) -> ModelConfig:
+def _small_config(**changes: Any) -> ModelConfig:
     """Every part at its smallest."""
     # Imported here: the tests that need no model load no torch.
     from muomni.config import (
@@ -39,7 +44,14 @@ def _small_config(**changes: object) -> ModelConfig:
         "audio": AudioConfig(d_model=64, n_layers=1, n_heads=2, d_ff=64),
         "codec": CodecConfig(d_model=64, n_layers=1, latent_dim=16, codebook_size=64),
         "talker": TalkerConfig(
-            d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=64, depth_d_model=64, depth_d_ff=64
+            d_model=64,
+            n_layers=1,
+            n_heads=2,
+            n_kv_heads=1,
+            head_dim=32,
+            d_ff=64,
+            depth_d_model=64,
+            depth_d_ff=64,
         ),
         "vocoder": VocoderConfig(n_iters=2, lookahead=2),
         "max_seq_len": 128,
@@ -47,7 +59,7 @@ def _small_config(**changes: object) -> ModelConfig:
     return ModelConfig(**(values | changes))
 
 
-def _write_run(root: Path, *, seed: int = 0, **changes: object) -> OmniModel:
+def _write_run(root: Path, *, seed: int = 0, **changes: Any) -> OmniModel:
     """Untrained stages in the layout training leaves behind; gives the model they make up."""
     import torch
 

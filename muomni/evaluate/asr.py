@@ -1,4 +1,4 @@
-"""Speech recognition: character and word error rates of transcription, against the best constant transcript."""
+"""Speech recognition: character and word error rates, against the best constant transcript."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muomni.metrics.edit import Unit, best_constant_error_rate, error_rate
 
 
 def evaluate_asr(session: Session, *, split: embedded.Split, seed: int) -> list[Figure]:
-    """Transcribe every recording of a split that fits the context; what does not fit is counted, not hidden."""
+    """Transcribe every recording of a split that fits; how many do not is said, not hidden."""
     items = embedded.speech(split)
     fitting = [item for item in items if item.n_samples <= session.config.max_audio_samples]
     references = [normalise_transcript(item.text) for item in fitting]
@@ -24,8 +24,8 @@ def evaluate_asr(session: Session, *, split: embedded.Split, seed: int) -> list[
             ratio(
                 f"asr.{unit}_error_rate", f"speech recognition: {word} error rate (CTC, greedy{left_out})",
                 sums=[r.errors for r in rates], units=[r.n for r in rates],
-                baseline=best_constant_error_rate(references, unit).value, baseline_name="best constant transcript",
-                unit=f"errors/{word}", seed=seed,
+                baseline=best_constant_error_rate(references, unit).value,
+                baseline_name="best constant transcript", unit=f"errors/{word}", seed=seed,
             )
         )  # fmt: skip
     return figures

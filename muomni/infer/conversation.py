@@ -34,7 +34,7 @@ class Conversation:
     def ask(self, said: Said, *, reserve: int) -> int:
         """Add the user's turn and forget the oldest turns until it and `reserve` tokens of answer fit.
 
-        Returns how many turns were forgotten. A turn that is long itself leaves its answer less than `reserve`.
+        Returns how many were forgotten. A turn that is long itself leaves its answer less than `reserve`.
         Raises TokenBudgetError when not even one token of answer fits; the conversation is then unchanged.
         """
         # One answered token and its EOS are the least a turn is worth.
@@ -42,8 +42,9 @@ class Conversation:
         if alone > self.config.max_seq_len:
             n_image, n_audio = said.turn.n_images * self.config.vision.n_image_tokens, sum(said.turn.clips)
             raise TokenBudgetError(
-                f"sequence: {alone - n_image - n_audio} text + {n_image} image + {n_audio} audio tokens = {alone}, "
-                f"at most {self.config.max_seq_len} fit; remove {alone - self.config.max_seq_len} tokens."
+                f"sequence: {alone - n_image - n_audio} text + {n_image} image + {n_audio} audio tokens "
+                f"= {alone}, at most {self.config.max_seq_len} fit; "
+                f"remove {alone - self.config.max_seq_len} tokens."
             )
         kept = [*self.turns, said]
         while len(kept) > 1 and self._length(kept) + reserve + 1 > self.config.max_seq_len:

@@ -1,4 +1,4 @@
-"""The model behind a session: encoders, prefill into the KV cache, decode steps, speech. No history is kept here."""
+"""The model behind a session: encoders, prefill into the KV cache, decode steps. It keeps no history."""
 
 from __future__ import annotations
 

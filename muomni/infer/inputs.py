@@ -41,7 +41,9 @@ def read_clip(clip: Clip, config: ModelConfig) -> Tensor:
 def _picture_source(picture: Picture) -> Path | str | bytes:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise MediaError(f"image: expected an array (H, W, 3) uint8, got {picture.shape} {picture.dtype}.")
+            raise MediaError(
+                f"image: expected an array (H, W, 3) uint8, got {picture.shape} {picture.dtype}."
+            )
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         return picture
@@ -55,7 +57,9 @@ def _clip_source(clip: Clip, sample_rate: int) -> Path | str | bytes:
     if not isinstance(clip, np.ndarray):
         return clip
     if clip.ndim != 1 or clip.dtype.kind != "f" or not clip.size:
-        raise MediaError(f"audio: expected a non-empty array (n_samples,) of floats, got {clip.shape} {clip.dtype}.")
+        raise MediaError(
+            f"audio: expected a non-empty array (n_samples,) of floats, got {clip.shape} {clip.dtype}."
+        )
     file = io.BytesIO()
     soundfile.write(file, clip.astype(np.float32), sample_rate, format="WAV", subtype="FLOAT")
     return file.getvalue()

@@ -20,10 +20,14 @@ PARTS: dict[str, dict[str, str]] = {
     "audio": {"audio.": "audio.", "ctc_head.": "ctc_head."},
     "vision": {"vision.": "vision."},
     "codec": {"codec.": "codec."},
-    "omni": {"thinker.": "thinker.", "vision_projector.": "vision_projector.", "audio_projector.": "audio_projector."},
+    "omni": {
+        "thinker.": "thinker.",
+        "vision_projector.": "vision_projector.",
+        "audio_projector.": "audio_projector.",
+    },
     "talker": {"talker.": "talker."},
 }
-"""Which saved names of a stage become which names of the OmniModel; the omni stage's Thinker replaces text's."""
+"""Which saved names of a stage become which of the OmniModel; omni's Thinker replaces text's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +94,12 @@ def find_stages(root: Path) -> dict[str, StageFiles]:
     for stage, files in found.items():
         if to_dict(files.config) != to_dict(first.config):
             raise CheckpointError(
-                f"{files.path}: is of another size ({files.config.size}, {_difference(files.config, first.config)}) than "
-                f"stage {first.stage} ({first.config.size}); train all stages of {root} at one size."
+                f"{files.path}: is of another size ({files.config.size}, "
+                f"{_difference(files.config, first.config)}) than stage {first.stage} "
+                f"({first.config.size}); train all stages of {root} at one size."
             )
         for parent, digest in (files.record.get("parents") or {}).items():
-            if digest != found[parent].digest:
+            if parent in found and digest != found[parent].digest:
                 raise CheckpointError(
                     f"{files.path}: was trained on another stage {parent} than the one that is there; "
                     f"run `muomni train --stage {stage} --run {root}` again."

@@ -1,4 +1,4 @@
-"""Choosing ids from logits: greedy exact, or sampled with temperature, top-k, top-p and a seed per request."""
+"""Choosing ids from logits: greedy, or sampled with temperature, top-k, top-p and a seed per request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Sampling:
 class Sampler:
     """One request's choices: its settings, its random stream, and the ids it may never choose."""
 
-    def __init__(self, sampling: Sampling, *, seed: int, device: torch.device, forbidden: Sequence[int] = ()) -> None:
+    def __init__(
+        self, sampling: Sampling, *, seed: int, device: torch.device, forbidden: Sequence[int] = ()
+    ) -> None:
         """seed starts a generator of this request alone; forbidden ids get no probability at all."""
         self.sampling, self.device = sampling, device
         self._generator = torch.Generator(device=device).manual_seed(seed)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from muomni.config import TokenBudgetError
+from muomni.data.tasks import SAY
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.errors import UserError
@@ -24,8 +25,6 @@ from muomni.infer.turn import Prompt, TurnStream
 from muomni.models.omni import OmniModel
 from muomni.tokens import EOS
 
-SAY = "say: "
-"""How training asks for a text to be spoken (a test compares them)."""
 MAX_NEW_TOKENS = 96
 """Default length of an answer, tokens."""
 SPEECH_TEMPERATURE = 0.7
@@ -86,8 +85,9 @@ class Session:
         Raises RequestError for nothing said, MediaError, TokenBudgetError, SamplingError.
         """
         stream = self.stream(
-            text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens, temperature=temperature,
-            top_k=top_k, top_p=top_p, speech_temperature=speech_temperature, seed=seed,
+            text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, speech_temperature=speech_temperature,
+            seed=seed,
         )  # fmt: skip
         for _ in stream:
             pass
@@ -117,7 +117,9 @@ class Session:
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
         writing = self._sampler(
-            Sampling(temperature=temperature, top_k=top_k, top_p=top_p), seed=seed, n_ids=self.tokenizer.vocab_size
+            Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            seed=seed,
+            n_ids=self.tokenizer.vocab_size,
         )
         speech = self._speech(speech_temperature, seed) if speak else None
         said = self._read(text, _listed(image), _listed(audio))
@@ -134,7 +136,12 @@ class Session:
         return self.engine.spell(read_clip(audio, self.config))
 
     def say(
-        self, text: str, *, temperature: float = SPEECH_TEMPERATURE, top_k: int | None = SPEECH_TOP_K, seed: int = 0
+        self,
+        text: str,
+        *,
+        temperature: float = SPEECH_TEMPERATURE,
+        top_k: int | None = SPEECH_TOP_K,
+        seed: int = 0,
     ) -> np.ndarray:
         """Speak a text: float32 samples in [-1, 1] at mel.sample_rate. The conversation is not touched.
 
@@ -146,7 +153,8 @@ class Session:
             raise RequestError("text: nothing to say; give some text.")
         if len(ids) > self.config.max_audio_tokens:
             raise TokenBudgetError(
-                f"text: {len(ids)} tokens, at most {self.config.max_audio_tokens} can be spoken at once; shorten it."
+                f"text: {len(ids)} tokens, at most {self.config.max_audio_tokens} can be spoken at once; "
+                "shorten it."
             )
         states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + text), ids)
         speech = self._speech(temperature, seed, top_k=top_k)
@@ -209,5 +217,3 @@ def _listed(value: object) -> Sequence:
     if value is None:
         return ()
     return value if isinstance(value, list | tuple) else (value,)
-
-

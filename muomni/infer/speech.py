@@ -1,4 +1,4 @@
-"""Speech as it is made: Talker frame -> codec step -> vocoder block -> PCM, each with its own streaming state."""
+"""Speech as it is made: Talker frame -> codec step -> vocoder block -> PCM, each with streaming state."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,13 @@ class TurnStream(Iterator[Chunk]):
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, prompt: Prompt, *, sampler: Sampler, speech: SpeechStream | None
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        *,
+        sampler: Sampler,
+        speech: SpeechStream | None,
     ) -> None:
         """Nothing is computed before the first chunk is asked for."""
         self._engine, self._tokenizer, self._prompt = engine, tokenizer, prompt
@@ -87,7 +93,11 @@ class TurnStream(Iterator[Chunk]):
         sample_rate = self._engine.config.mel.sample_rate
         self._timings.audio_seconds = len(waveform) / sample_rate
         speech = self._speech
-        codes = np.zeros((self._engine.config.codec.n_codebooks, 0), np.int64) if speech is None else speech.codes()
+        codes = (
+            np.zeros((self._engine.config.codec.n_codebooks, 0), np.int64)
+            if speech is None
+            else speech.codes()
+        )
         self._timings.n_frames = codes.shape[1]
         return Reply(
             text="".join(self._text),
@@ -100,7 +110,7 @@ class TurnStream(Iterator[Chunk]):
             timings=self._timings.to_dict(),
         )
 
-    def _generate(self) -> Iterator[Chunk]:
+    def _generate(self) -> Generator[Chunk, None, None]:
         engine, prompt, times = self._engine, self._prompt, self._timings
         decoder = self._tokenizer.stream()
         hidden = prompt.hidden

@@ -24,7 +24,9 @@ def bootstrap_interval(
     numerators = np.asarray(values, dtype=np.float64)
     units = np.ones_like(numerators) if weights is None else np.asarray(weights, dtype=np.float64)
     if numerators.ndim != 1 or not len(numerators) or units.shape != numerators.shape:
-        raise ValueError(f"values, weights: expected (n,) both with n > 0, got {numerators.shape}, {units.shape}.")
+        raise ValueError(
+            f"values, weights: expected (n,) both with n > 0, got {numerators.shape}, {units.shape}."
+        )
     generator = np.random.default_rng(seed)
     n = len(numerators)
     # The counts of a resample of n items are multinomial: (n_resamples, n) without an index table.

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+Tokens = Sequence[int] | np.ndarray
+"""Ids of one document."""
+
 
 class NGramModel:
     """A smoothed n-gram model of order 1 or 2; the first token of a document has its own context."""
 
-    def __init__(self, documents: Iterable[Sequence[int]], *, order: int, vocab_size: int) -> None:
+    def __init__(self, documents: Iterable[Tokens], *, order: int, vocab_size: int) -> None:
         """Count the documents.
 
         documents: token ids in [0, vocab_size), the ending token included where it is to be predicted.
@@ -43,7 +46,7 @@ class NGramModel:
         # A context never seen leaves everything to the unigram.
         self._backoff = np.divide(held, totals, out=np.ones_like(held), where=totals > 0)
 
-    def probabilities(self, document: Sequence[int]) -> np.ndarray:
+    def probabilities(self, document: Tokens) -> np.ndarray:
         """Probability of every token given the one before it, float64 (n,)."""
         ids = self._ids(document)
         if self.order == 1 or not len(ids):
@@ -53,14 +56,16 @@ class NGramModel:
         direct = np.where(self._keys[slots] == pairs, self._seen[slots], 0.0)
         return direct + self._backoff[pairs // self.vocab_size] * self._unigram[ids]
 
-    def nll(self, document: Sequence[int]) -> float:
+    def nll(self, document: Tokens) -> float:
         """Negative log-likelihood of a whole document, nats."""
         return float(-np.log(self.probabilities(document)).sum())
 
-    def _ids(self, document: Sequence[int]) -> np.ndarray:
+    def _ids(self, document: Tokens) -> np.ndarray:
         ids = np.asarray(document, dtype=np.int64)
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise ValueError(f"document: expected ids in [0, {self.vocab_size}), got {ids.min()}..{ids.max()}.")
+            raise ValueError(
+                f"document: expected ids in [0, {self.vocab_size}), got {ids.min()}..{ids.max()}."
+            )
         return ids
 
     def _pairs(self, ids: np.ndarray) -> np.ndarray:

@@ -55,7 +55,9 @@ def test_a_flipped_bit_is_found_and_an_older_checkpoint_is_used_with_a_note(copy
 
 
 def test_another_size_is_named(copy: Path, tmp_path: Path, write_run: Callable) -> None:
-    thinker = ThinkerConfig(vocab_size=320, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128)
+    thinker = ThinkerConfig(
+        vocab_size=320, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128
+    )
     other = tmp_path / "other"
     other.mkdir()
     write_run(other, thinker=thinker)

@@ -1,6 +1,7 @@
 """Turns: decoding against full forwards, streams against whole turns, several turns against one prefill."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,11 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
     image, frames = read_picture(_picture(), session.config), read_clip(_clip(), session.config)
     ids = session.tokenizer.encode("the cat")
     turns = [Turn(text=ids, n_images=1, clips=[len(frames)])]
-    for text, media in (("the cat", {"image": _picture(), "audio": _clip()}), ("who is it", {})):
+    asked: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("the cat", {"image": _picture(), "audio": _clip()}),
+        ("who is it", {}),
+    )
+    for text, media in asked:
         stream = session.stream(text, speak=False, max_new_tokens=8, **media)
         for _ in stream:
             pass
@@ -80,7 +85,9 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
 
 @torch.no_grad()
 def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session) -> None:
-    stream = session.stream("the cat sat", audio=_clip(), speak=False, max_new_tokens=12, temperature=1.0, seed=5)
+    stream = session.stream(
+        "the cat sat", audio=_clip(), speak=False, max_new_tokens=12, temperature=1.0, seed=5
+    )
     frames = read_clip(_clip(), session.config)
     seen = [session.engine.logits(stream._prompt.hidden)]
     step = session.engine.step
@@ -101,7 +108,7 @@ def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session
 
 
 def test_stream_concatenates_to_the_turn(session: Session) -> None:
-    settings = {"image": _picture(), "max_new_tokens": 10, "temperature": 1.0, "seed": 2}
+    settings: dict[str, Any] = {"image": _picture(), "max_new_tokens": 10, "temperature": 1.0, "seed": 2}
     stream = session.stream("the cat", **settings)
     chunks = list(stream)
     text, pcm = collect(chunks)
@@ -132,7 +139,7 @@ def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
 
 
 def test_timings_are_in_order(session: Session) -> None:
-    times = session.turn("the cat", max_new_tokens=6).timings
+    times: dict[str, Any] = session.turn("the cat", max_new_tokens=6).timings
     assert 0 < times["first_text"] <= times["first_audio"] <= times["total"]
     assert times["audio_seconds"] == pytest.approx(times["n_frames"] * 0.08)
 
@@ -175,7 +182,9 @@ def test_every_part_of_the_prompt_changes_the_state(session: Session) -> None:
 
 
 def test_oldest_turns_are_forgotten_whole_and_reported(session: Session) -> None:
-    truncated = [session.turn("the cat sat on the mat", speak=False, max_new_tokens=24).truncated for _ in range(6)]
+    truncated = [
+        session.turn("the cat sat on the mat", speak=False, max_new_tokens=24).truncated for _ in range(6)
+    ]
     assert truncated[0] == 0
     assert sum(truncated) > 0
     kept = 6 - sum(truncated)
@@ -213,7 +222,9 @@ def test_a_low_rate_recording_is_resampled(session: Session) -> None:
     soundfile.write(file, 0.3 * np.sin(2 * np.pi * 440 * time), 8_000, format="WAV")
     frames = read_clip(file.getvalue(), session.config)
     assert frames.shape == (13, 8 * 128)
-    at_16k = read_clip((0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.float32), session.config)
+    at_16k = read_clip(
+        (0.3 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)).astype(np.float32), session.config
+    )
     # 440 Hz lies where resampling changes nothing: the loudest band is the same in every frame.
     loudest = [f[4:11].reshape(-1, 128).argmax(-1).unique().tolist() for f in (frames, at_16k)]
     assert loudest[0] == loudest[1]
@@ -221,7 +232,7 @@ def test_a_low_rate_recording_is_resampled(session: Session) -> None:
 
 
 def test_bad_requests_are_one_line(session: Session, tmp_path: object) -> None:
-    for error, request in (
+    requests: tuple[tuple[type[Exception], dict[str, Any]], ...] = (
         (RequestError, {}),
         (RequestError, {"text": ""}),
         (RequestError, {"text": "a", "max_new_tokens": 0}),
@@ -229,7 +240,8 @@ def test_bad_requests_are_one_line(session: Session, tmp_path: object) -> None:
         (MediaError, {"image": np.zeros((3, 4))}),
         (MediaError, {"audio": np.full(2_000, np.nan)}),
         (MediaError, {"audio": f"{tmp_path}/none.wav"}),
-    ):
+    )
+    for error, request in requests:
         with pytest.raises(error) as caught:
             session.turn(**request)
         assert "\n" not in str(caught.value)

@@ -30,8 +30,12 @@ def test_bigram_finds_a_markov_source_and_unigram_its_entropy() -> None:
     train, test = chain[:15_000], chain[15_000:]
     counts = np.bincount(train, minlength=8) / len(train)
     conditional = sum(counts[i] * entropy(np.round(matrix[i] * 1e9)) for i in range(8))
-    assert NGramModel([train], order=2, vocab_size=8).nll(test) / len(test) == pytest.approx(conditional, abs=0.03)
-    assert NGramModel([train], order=1, vocab_size=8).nll(test) / len(test) == pytest.approx(entropy(counts), abs=0.03)
+    assert NGramModel([train], order=2, vocab_size=8).nll(test) / len(test) == pytest.approx(
+        conditional, abs=0.03
+    )
+    assert NGramModel([train], order=1, vocab_size=8).nll(test) / len(test) == pytest.approx(
+        entropy(counts), abs=0.03
+    )
 
 
 def test_uniform_bytes_cost_eight_bits() -> None:

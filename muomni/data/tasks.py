@@ -1,0 +1,104 @@
+"""The tasks of the omni stage as plain examples: what is asked, with which media, and the answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muomni.data import embedded
+from muomni.data.template import Document, Turn, render
+from muomni.data.text import Tokenizer
+
+SAY = "say: "
+"""How a user asks for a text to be spoken; the Talker is trained on the answers to it."""
+TRANSCRIBE = ("transcribe the recording", "what is said here", "write down what you hear")
+NAMING = ("name", "name spoken", "group", "group spoken")
+"""Tasks with a picture; the spoken ones ask with a clip."""
+TASKS = (*NAMING, "transcribe", "chat", "say")
+MAX_CHAT_CHARACTERS = 120
+"""Longest utterance of a chat pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question and its answer."""
+
+    task: str
+    """One of TASKS."""
+    question: str
+    """Typed text; empty when the question is spoken."""
+    answer: str
+    picture: int | None = None
+    """Index into the split's pictures."""
+    clip: int | None = None
+    """Index into `clips` of the split."""
+
+
+Clip = embedded.SpeechItem | embedded.QuestionItem
+
+
+@functools.cache
+def clips(split: embedded.Split) -> tuple[Clip, ...]:
+    """Every clip of a split: recordings, then spoken questions."""
+    return (*embedded.speech(split), *embedded.questions(split))
+
+
+def examples(split: embedded.Split, *, max_audio_samples: int) -> list[Example]:
+    """All examples of a split, in a fixed order; question variants are dealt out by index.
+
+    max_audio_samples: recordings longer than that are left out.
+    """
+    recordings, asked = clips(split), embedded.questions(split)
+    offset = len(recordings) - len(asked)
+    spoken = {kind: [offset + i for i, q in enumerate(asked) if q.kind == kind] for kind in ("name", "group")}
+    typed = {kind: list(dict.fromkeys(q.text for q in asked if q.kind == kind)) for kind in ("name", "group")}
+    found: list[Example] = []
+    for i, item in enumerate(embedded.pictures(split)):
+        for kind, answer in (("name", item.label), ("group", item.group)):
+            questions = typed[kind]
+            found.append(Example(task=kind, question=questions[i % len(questions)], answer=answer, picture=i))
+            voices = spoken[kind]
+            # A stride coprime to the questions pairs every picture with another voice than its neighbours.
+            clip = voices[(7 * i) % len(voices)]
+            found.append(Example(task=f"{kind} spoken", question="", answer=answer, picture=i, clip=clip))
+    for i, item in enumerate(embedded.speech(split)):
+        if item.n_samples <= max_audio_samples:
+            found.append(
+                Example(task="transcribe", question=TRANSCRIBE[i % len(TRANSCRIBE)], answer=item.text, clip=i)
+            )
+            found.append(Example(task="say", question=SAY + item.text, answer=item.text))
+    for talk in embedded.conversations(split):
+        for said, reply in zip(talk.turns[::2], talk.turns[1::2], strict=False):
+            if max(len(said), len(reply)) <= MAX_CHAT_CHARACTERS:
+                found.append(Example(task="chat", question=said, answer=reply))
+    for item in embedded.pictures(split):
+        found.append(Example(task="say", question=SAY + item.label, answer=item.label))
+    return found
+
+
+def documents(
+    chosen: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    clip_tokens: Sequence[int],
+    n_image_tokens: int,
+    max_seq_len: int,
+    media: bool = True,
+) -> list[Document]:
+    """Examples rendered by the template.
+
+    clip_tokens: audio positions of each clip of the split. media: False leaves pictures and clips out.
+    """
+    asked = tokenizer.encode_batch([e.question for e in chosen])
+    answers = tokenizer.encode_batch([e.answer for e in chosen])
+    rendered = []
+    for example, question, answer in zip(chosen, asked, answers, strict=True):
+        turn = Turn(
+            text=question,
+            answer=answer,
+            n_images=int(media and example.picture is not None),
+            clips=[clip_tokens[example.clip]] if media and example.clip is not None else [],
+        )
+        rendered.append(render([turn], n_image_tokens=n_image_tokens, max_seq_len=max_seq_len))
+    return rendered
