@@ -106,13 +106,14 @@ class OmniStage(StageBase):
         found: list[Document],
         *,
         draw: torch.Generator | None = None,
+        media: bool = True,
     ) -> PackedBatch:
-        """Pack some examples; documents without placeholders take no media."""
+        """Pack some examples. media: False leaves the media buffers out, for documents without placeholders."""
         size, train = self.config.vision.image_size, self.run.train
         shown = [e.picture for e, d in zip(chosen, found, strict=True) if e.picture is not None and len(d.image_slots)]
         images = to_float(self.pictures(split)[shown], size) if shown else torch.zeros(0, 3, size, size)
         pictures = iter(augment(images, draw) if draw is not None and shown else images)
-        media = [
+        own = [
             Media(
                 images=(next(pictures),) if len(d.image_slots) else (),
                 clips=(self.frames(split, e.clip),) if e.clip is not None and len(d.audio_slots) else (),
@@ -121,10 +122,10 @@ class OmniStage(StageBase):
         ]
         mel = self.config.mel.n_mels * self.config.audio.factor
         return pack(
-            found, media, n_tokens=train.batch_tokens, n_docs=train.batch_items,
-            max_seq_len=self.config.max_seq_len, n_images=train.batch_items,
+            found, own, n_tokens=train.batch_tokens, n_docs=train.batch_items,
+            max_seq_len=self.config.max_seq_len, n_images=train.batch_items if media else 0,
             n_image_tokens=self.config.vision.n_image_tokens, image_shape=(3, size, size),
-            n_audio=train.batch_tokens, n_clips=train.batch_items, max_clip=self.config.max_audio_tokens,
+            n_audio=train.batch_tokens if media else 0, n_clips=train.batch_items, max_clip=self.config.max_audio_tokens,
             frame_width=mel,
         )  # fmt: skip
 
@@ -172,7 +173,7 @@ class OmniStage(StageBase):
         nats, tokens, exact = (torch.zeros(len(chosen)) for _ in range(3))
         device = self.device(model)
         for row in self.order(found, shuffle=False).epoch(0):
-            batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row]).to(device)
+            batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row], media=media).to(device)
             logits = model.get_submodule("thinker").logits(self.hidden(model, batch)).float()
             loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
             target = batch.labels != IGNORE_INDEX

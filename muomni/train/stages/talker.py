@@ -67,7 +67,7 @@ class TalkerStage(StageBase):
     """Codes of every frame, teacher-forced, and when to stop."""
 
     name = "talker"
-    parents = ("text", "codec", "omni")
+    parents = ("codec", "omni")
     saved = ("talker",)
 
     def __init__(self, run: RunConfig) -> None:

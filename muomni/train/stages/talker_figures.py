@@ -39,7 +39,7 @@ def with_other_text(made: list[Utterance]) -> list[Utterance]:
 
 @torch.no_grad()
 def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, list[int]]:
-    """Mean nats a code, and for each utterance the frame where the Talker would stop (its length when nowhere)."""
+    """Mean nats a code, and for each utterance the frame where the Talker would stop (the longest clip's end when nowhere)."""
     from muomni.train.stages.talker import collate
 
     device = stage.device(model)
@@ -53,7 +53,7 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
         codes += batch.labels.numel()
         n_text = len(utterance.states)
         over = (out["stop"][0, n_text:] > 0).nonzero().flatten().tolist()
-        stops.append(n_text + over[0] + 1 if over else utterance.codes.shape[1])
+        stops.append(n_text + over[0] + 1 if over else stage.config.max_audio_tokens)
     return nats / codes, stops
 
 
