@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 ENVIRONMENT = "MUOMNI_BACKEND"
 
-_forced: ContextVar[tuple[tuple[str | None, str], ...]] = ContextVar("muomni_forced_backends", default=())
+# A plain list, because torch.compile can guard on it; forcing is for the whole process.
+_forced: list[tuple[str | None, str]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +61,21 @@ def ops() -> tuple[str, ...]:
 
 @contextmanager
 def use_backend(op: str | None, name: str) -> Iterator[None]:
-    """Force a backend inside the block: for one op, or with None for every op that has a backend of that name."""
-    token = _forced.set((*_forced.get(), (op, name)))
+    """Force a backend inside the block: for one op, or with None for every op that has one of that name.
+
+    It holds for the whole process, not for a thread: meant for tests, benchmarks and diagnosis.
+    """
+    _forced.append((op, name))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def forced(op: str) -> str | None:
     """The backend name forced for an op, if any: the innermost `use_backend`, then the environment."""
     named = {row.name for row in _backends[op]}
-    for wanted, name in reversed(_forced.get()):
+    for wanted, name in reversed(_forced):
         if wanted == op or (wanted is None and name in named):
             return name
     setting = os.environ.get(ENVIRONMENT)

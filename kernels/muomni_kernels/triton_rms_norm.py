@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import n_programs, next_power_of_two, rows_per_tile
+from muomni_kernels.triton_support import OPTIONS, n_programs, next_power_of_two, rows_per_tile
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
         rows = rows_per_tile(n)
         rms_norm_forward_kernel[(triton.cdiv(len(flat), rows),)](
             flat, weight.contiguous(), y, rstd, len(flat),
-            N=n, EPS=eps, ROWS=rows, BLOCK=next_power_of_two(n), num_warps=4,
+            N=n, EPS=eps, ROWS=rows, BLOCK=next_power_of_two(n), **OPTIONS,
         )  # fmt: skip
     return y.view(x.shape), rstd
 
@@ -92,6 +92,6 @@ def backward(
     partial = torch.empty(programs, n, dtype=torch.float32, device=x.device)
     rms_norm_backward_kernel[(programs,)](
         flat_dy, flat, weight.contiguous(), rstd, dx, partial, len(flat),
-        N=n, ROWS=rows, BLOCK=next_power_of_two(n), num_warps=4, num_stages=3,
+        N=n, ROWS=rows, BLOCK=next_power_of_two(n), **OPTIONS, num_stages=3,
     )  # fmt: skip
     return dx.view(x.shape), partial.sum(0).to(weight.dtype)

@@ -8,6 +8,10 @@ import os
 
 import torch
 
+# Fused multiply-add is wanted everywhere; Triton 3.10 would turn it off by default.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+"""Launch options of every kernel."""
+
 
 @functools.cache
 def _installed() -> bool:
@@ -41,7 +45,7 @@ def reason_against(x: torch.Tensor) -> str | None:
 
 def rows_per_tile(width: int) -> int:
     """Rows of a [rows, width] tile for four warps (anchors: 16 rows at 128, 8 at 256, 4 at 512)."""
-    return max(1, min(16, 2048 // max(width, 1)))
+    return max(1, min(16, 2048 // next_power_of_two(width)))
 
 
 def next_power_of_two(n: int) -> int:

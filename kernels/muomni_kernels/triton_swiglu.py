@@ -10,34 +10,47 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 1024
+from muomni_kernels.triton_support import OPTIONS, next_power_of_two
 
 
 @triton.jit
-def swiglu_forward_kernel(x_ptr, y_ptr, n, F: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of BLOCK output elements per program."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    source = (at // F) * (2 * F) + at % F
-    g = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(x_ptr + source + F, mask=inside, other=0.0).to(tl.float32)
+def swiglu_forward_kernel(x_ptr, y_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """One [ROWS, BLOCK] tile of the output per program."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < n_rows)[:, None] & (cols < F)[None, :]
+    source = x_ptr + rows[:, None] * (2 * F) + cols[None, :]
+    g = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(source + F, mask=inside, other=0.0).to(tl.float32)
     y = g / (1.0 + tl.exp(-g)) * u
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + rows[:, None] * F + cols[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def swiglu_backward_kernel(dy_ptr, x_ptr, dx_ptr, n, F: tl.constexpr, BLOCK: tl.constexpr):
-    """One block of BLOCK output elements per program; writes both halves of dx."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    source = (at // F) * (2 * F) + at % F
-    g = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(x_ptr + source + F, mask=inside, other=0.0).to(tl.float32)
-    dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+def swiglu_backward_kernel(
+    dy_ptr, x_ptr, dx_ptr, n_rows, F: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One [ROWS, BLOCK] tile of dy per program; writes both halves of dx."""
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < n_rows)[:, None] & (cols < F)[None, :]
+    at = rows[:, None] * (2 * F) + cols[None, :]
+    g = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(x_ptr + at + F, mask=inside, other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptr + rows[:, None] * F + cols[None, :], mask=inside, other=0.0).to(tl.float32)
     s = 1.0 / (1.0 + tl.exp(-g))
     dg = dy * u * s * (1.0 + g * (1.0 - s))
-    tl.store(dx_ptr + source, dg.to(dx_ptr.dtype.element_ty), mask=inside)
-    tl.store(dx_ptr + source + F, (dy * g * s).to(dx_ptr.dtype.element_ty), mask=inside)
+    tl.store(dx_ptr + at, dg.to(dx_ptr.dtype.element_ty), mask=inside)
+    tl.store(dx_ptr + at + F, (dy * g * s).to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+def tile(f: int) -> tuple[int, int]:
+    """(rows, columns) of a tile of about 1,024 elements: columns the largest power of two that divides f well."""
+    columns = f & -f
+    if columns < 64:
+        columns = min(next_power_of_two(f), 1024)
+    columns = min(columns, 1024)
+    return max(1, 1024 // columns), columns
 
 
 def forward(gate_up: torch.Tensor) -> torch.Tensor:
@@ -45,8 +58,9 @@ def forward(gate_up: torch.Tensor) -> torch.Tensor:
     f = gate_up.shape[-1] // 2
     y = torch.empty(*gate_up.shape[:-1], f, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
-        grid = (triton.cdiv(y.numel(), BLOCK),)
-        swiglu_forward_kernel[grid](gate_up.contiguous(), y, y.numel(), F=f, BLOCK=BLOCK, num_warps=4)
+        n_rows, (rows, columns) = y.numel() // f, tile(f)
+        grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
+        swiglu_forward_kernel[grid](gate_up.contiguous(), y, n_rows, F=f, ROWS=rows, BLOCK=columns, **OPTIONS)
     return y
 
 
@@ -54,8 +68,10 @@ def backward(dy: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     """d gate_up like gate_up."""
     dx = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
     if dy.numel():
-        grid = (triton.cdiv(dy.numel(), BLOCK),)
+        f = dy.shape[-1]
+        n_rows, (rows, columns) = dy.numel() // f, tile(f)
+        grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
         swiglu_backward_kernel[grid](
-            dy.contiguous(), gate_up.contiguous(), dx, dy.numel(), F=dy.shape[-1], BLOCK=BLOCK, num_warps=4
+            dy.contiguous(), gate_up.contiguous(), dx, n_rows, F=f, ROWS=rows, BLOCK=columns, **OPTIONS
         )
     return dx
