@@ -16,15 +16,20 @@ from muomni.nn.moe import MoE
 from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import rotary_tables
 
+LOGIT_STD = 0.25
+"""Scale of the initial logits. At 1 a tied model starts by repeating its input: 3 nats above uniform."""
+
 
 class Thinker(nn.Module):
     """Embedding, pre-norm blocks with TM-RoPE, final norm, output tied to the embedding."""
 
     def __init__(self, cfg: ThinkerConfig) -> None:
-        """Initial weights give unit residual stream and logits of unit scale."""
+        """Initial weights give a unit residual stream and logits of scale LOGIT_STD."""
         super().__init__()
         self.cfg = cfg
-        self.embedding = table(cfg.vocab_size, cfg.d_model, std=1.0 / math.sqrt(cfg.d_model))
+        std = LOGIT_STD / math.sqrt(cfg.d_model)
+        self.embedding = table(cfg.vocab_size, cfg.d_model, std=std)
+        self.embed_scale = 1.0 / std
         self.blocks = nn.ModuleList(
             Block(
                 cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
@@ -36,8 +41,8 @@ class Thinker(nn.Module):
         self.norm = RMSNorm(cfg.d_model)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (...) int64 -> (..., d_model): the unified space, unit scale (rows times sqrt(d_model))."""
-        return F.embedding(ids, self.embedding) * math.sqrt(self.cfg.d_model)
+        """ids (...) int64 -> (..., d_model): the unified space, of unit scale at the start."""
+        return F.embedding(ids, self.embedding) * self.embed_scale
 
     def forward(
         self, embeds: torch.Tensor, positions: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int

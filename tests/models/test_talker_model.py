@@ -1,0 +1,106 @@
+"""The Talker: step by step equals teacher forcing, causality, condition, gradients."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from muomni import recipes
+from muomni.models.talker import Talker
+
+NANO = recipes.model("nano")
+CODEC = dataclasses.replace(NANO.codec, codebook_size=32)
+CFG = dataclasses.replace(NANO.talker, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=64, n_layers=2)
+
+
+def _talker() -> tuple[Talker, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    talker = Talker(CFG, 48, CODEC).eval()
+    return talker, torch.randint(0, 32, (2, 8, 9)), torch.randn(2, 9, 64)
+
+
+@torch.no_grad()
+def test_steps_equal_the_teacher_forced_forward() -> None:
+    talker, codes, condition = _talker()
+    full = talker(codes, condition)
+    assert full["logits"].shape == (2, 9, 8, 32)
+    state, previous = talker.new_state(2, 9), None
+    for t in range(9):
+        seen: list[torch.Tensor] = []
+
+        def sample(logits: torch.Tensor, seen: list[torch.Tensor] = seen, t: int = t) -> torch.Tensor:
+            seen.append(logits)
+            return codes[:, len(seen) - 1, t]
+
+        previous, stop = talker.step(previous, condition[:, t], state, sample)
+        assert torch.equal(previous, codes[:, :, t])
+        assert torch.allclose(torch.stack(seen, dim=1), full["logits"][:, t], atol=1e-5)
+        assert torch.allclose(stop, full["stop"][:, t].sigmoid(), atol=1e-5)
+    with pytest.raises(ValueError, match="do not fit"):
+        talker.step(previous, condition[:, 0], state, lambda logits: logits.argmax(-1))
+
+
+@torch.no_grad()
+def test_logits_depend_on_earlier_frames_and_lower_codebooks_only() -> None:
+    talker, codes, condition = _talker()
+    before = talker(codes, condition)["logits"]
+    changed = codes.clone()
+    changed[:, 3, 5] = (codes[:, 3, 5] + 1) % 32
+    moved = (talker(changed, condition)["logits"] - before).abs().amax((0, 3)) > 1e-6
+    expected = torch.zeros(9, 8, dtype=torch.bool)
+    expected[5, 4:] = True
+    expected[6:] = True
+    assert torch.equal(moved, expected)
+
+
+@torch.no_grad()
+def test_condition_of_a_frame_reaches_that_frame_and_later_ones() -> None:
+    talker, codes, condition = _talker()
+    before = talker(codes, condition)["logits"]
+    condition[:, 4] += 1.0
+    moved = (talker(codes, condition)["logits"] - before).abs().amax((0, 2, 3)) > 1e-6
+    assert moved.tolist() == [False] * 4 + [True] * 5
+
+
+@torch.no_grad()
+def test_rows_of_a_batch_do_not_see_each_other() -> None:
+    talker, codes, condition = _talker()
+    both = talker(codes, condition)["logits"]
+    alone = talker(codes[1:, :, :6], condition[1:, :6])["logits"]
+    assert torch.allclose(both[1:, :6], alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_condition_is_text_then_pad_and_one_position_at_a_time_gives_the_same() -> None:
+    talker, _, _ = _talker()
+    states, embeds = torch.randn(2, 4, 48), torch.randn(2, 4, 48)
+    n_text = torch.tensor([4, 2])
+    told = talker.condition(states, embeds, n_text, 7)
+    text = states @ talker.from_state.weight.T + embeds @ talker.from_embed.weight.T
+    assert torch.allclose(told[0, :4], text[0], atol=1e-5)
+    assert torch.allclose(told[1, :2], text[1, :2], atol=1e-5)
+    assert torch.equal(told[0, 4:], talker.pad.expand(3, -1))
+    assert torch.equal(told[1, 2:], talker.pad.expand(5, -1))
+    assert torch.allclose(talker.condition(states, embeds, n_text, 3), told[:, :3], atol=1e-6)
+    one = talker.condition(states[:1, 2:3], embeds[:1, 2:3], torch.tensor([1]), 1)
+    assert torch.allclose(one[0, 0], told[0, 2], atol=1e-5)
+    none = talker.condition(states[:1, :1], embeds[:1, :1], torch.tensor([0]), 1)
+    assert torch.equal(none[0], talker.pad)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    talker, codes, _ = _talker()
+    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 9)
+    out = talker(codes, told)
+    loss = F.cross_entropy(out["logits"].flatten(0, 2), codes.transpose(1, 2).flatten())
+    (loss + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()
+    for name, p in talker.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.abs().sum() > 0, name
+
+
+def test_wrong_number_of_codebooks_is_an_error() -> None:
+    talker, codes, condition = _talker()
+    with pytest.raises(ValueError, match=r"expected \(B, 8, T\)"):
+        talker(codes[:, :4], condition)
