@@ -6,25 +6,29 @@ with AddressSanitizer and UndefinedBehaviorSanitizer.
 """
 
 import os
+from glob import glob
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 SANITIZE = os.environ.get("SANITIZE") == "1"
-FLAGS = ["-O1", "-g", "-fsanitize=address,undefined", "-DMUOMNI_SANITIZE"] if SANITIZE else ["-O3"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"] if SANITIZE else []
+OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if SANITIZE else ["-O3", "-g0"]
+FLAGS = [*OPTIMISE, *SANITIZERS, "-Wall", "-Wextra", "-ffp-contract=fast", "-pthread"]
 
-setup(
-    ext_modules=[
-        Pybind11Extension(
-            "muomni_kernels._C",
-            sorted(f"csrc/{name}.cpp" for name in ("bindings", "downsample", "log_mel")),
-            depends=[f"csrc/{name}.h" for name in ("downsample", "fft", "lanes", "log_mel")],
-            include_dirs=["csrc"],
-            cxx_std=17,
-            extra_compile_args=[*FLAGS, "-Wall", "-Wextra", "-fno-math-errno", "-pthread"],
-            extra_link_args=["-fsanitize=address,undefined", "-pthread"] if SANITIZE else ["-pthread"],
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": build_ext},
-)
+with ParallelCompile(default=0):
+    setup(
+        ext_modules=[
+            Pybind11Extension(
+                "muomni_kernels._C",
+                sorted(glob("csrc/*.cpp")),
+                depends=sorted(glob("csrc/*.h")),
+                include_dirs=["csrc"],
+                cxx_std=17,
+                extra_compile_args=FLAGS,
+                extra_link_args=[*SANITIZERS, "-pthread"],
+                optional=True,
+            )
+        ],
+        cmdclass={"build_ext": build_ext},
+    )

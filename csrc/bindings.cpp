@@ -1,7 +1,9 @@
 // muomni_kernels._C: checks every array and offset, releases the GIL, and runs the front end.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -15,6 +17,8 @@ namespace {
 
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
+
+constexpr int64_t MAX_FFT = 65536, MAX_MELS = 4096, MAX_FACTOR = 65536, MAX_THREADS = 1024;
 
 void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
@@ -31,40 +35,55 @@ void check_offsets(const Array<int64_t>& offsets, int64_t total, const std::stri
             name + ": ends at " + std::to_string(at[offsets.size() - 1]) + ", expected " + std::to_string(total) + ".");
 }
 
-MelPlan make_plan(int n_fft, int hop_length, const Array<float>& window, const Array<float>& filters) {
-    require(n_fft >= 4 && n_fft <= 65536 && n_fft % 2 == 0, "n_fft: expected an even number from 4 to 65536.");
-    require(hop_length >= 1 && hop_length <= n_fft, "hop_length: expected 1 to n_fft.");
-    require(window.ndim() == 1 && window.size() == n_fft, "window: expected (n_fft,) float32.");
-    require(filters.ndim() == 2 && filters.shape(1) == n_fft / 2 + 1, "filters: expected (n_mels, n_fft / 2 + 1) float32.");
-    return MelPlan(n_fft, hop_length, std::vector<float>(window.data(), window.data() + n_fft), filters.data(),
-                   static_cast<int>(filters.shape(0)));
+std::unique_ptr<MelTables> make_tables(const Array<float>& window, const Array<float>& filters) {
+    require(window.ndim() == 1 && filters.ndim() == 2, "window, filters: expected (n_fft,) and (n_mels, n_fft / 2 + 1).");
+    const int64_t n_fft = window.shape(0), n_mels = filters.shape(0);
+    require(n_fft >= 4 && n_fft <= MAX_FFT && n_fft % 2 == 0, "n_fft: expected an even number from 4 to 65536.");
+    require(n_mels >= 1 && n_mels <= MAX_MELS, "n_mels: expected 1 to 4096.");
+    require(filters.shape(1) == n_fft / 2 + 1, "filters: expected n_fft / 2 + 1 columns.");
+    return std::make_unique<MelTables>(static_cast<int>(n_fft), window.data(), filters.data(), static_cast<int>(n_mels));
+}
+
+TransformBlock level_named(const std::string& name) {
+    for (const SimdLevel& level : simd_levels())
+        if (name.empty() || level.name == name) return level.transform;
+    throw std::invalid_argument("simd: this CPU has no level " + name + ".");
+}
+
+MelPlan make_plan(const MelTables& tables, int64_t hop_length, const std::string& padding, const std::string& log,
+                  float floor, const std::string& simd) {
+    require(hop_length >= 1 && hop_length <= tables.view.n_fft, "hop_length: expected 1 to n_fft.");
+    require(padding == "causal" || padding == "reflect", "padding: expected causal or reflect, got " + padding + ".");
+    require(log == "ln" || log == "whisper", "log: expected ln or whisper, got " + log + ".");
+    // Below the smallest normal number the logarithm's bit arithmetic does not hold.
+    require(floor >= 1.17549435e-38f && floor <= 3.4e38f, "floor: expected a positive normal float32.");
+    return {tables, static_cast<int>(hop_length), padding == "causal" ? Padding::causal : Padding::reflect,
+            log == "ln" ? Log::natural : Log::whisper, floor, level_named(simd)};
 }
 
 template <typename Sample>
-void run_log_mel(const MelPlan& plan, const Array<Sample>& waveform, const Array<int64_t>& cu_samples,
-                 const Array<int64_t>& cu_frames, const std::string& padding, const std::string& log, float floor,
-                 int n_threads, Array<float>& out) {
+int64_t run_log_mel(const MelTables& tables, const Array<Sample>& waveform, const Array<int64_t>& cu_samples,
+                    const Array<int64_t>& cu_frames, Array<float> out, int64_t hop_length, const std::string& padding,
+                    const std::string& log, float floor, int64_t n_threads, const std::string& simd) {
+    const MelPlan plan = make_plan(tables, hop_length, padding, log, floor, simd);
     require(waveform.ndim() == 1, "waveform: expected (n_samples,).");
-    require(out.ndim() == 2 && out.shape(1) == plan.n_mels, "out: expected (n_frames, n_mels) float32.");
-    require(cu_samples.size() == cu_frames.size(), "cu_samples, cu_frames: expected the same length.");
-    require(floor > 0.0f, "floor: expected a positive number.");
+    require(out.ndim() == 2 && out.shape(1) == tables.view.n_mels, "out: expected (n_frames, n_mels) float32.");
+    require(n_threads >= 1 && n_threads <= MAX_THREADS, "n_threads: expected 1 to 1024.");
     check_offsets(cu_samples, waveform.size(), "cu_samples");
     check_offsets(cu_frames, out.shape(0), "cu_frames");
-    const bool causal = padding == "causal";
-    for (py::ssize_t i = 0; i + 1 < cu_samples.size(); ++i) {
-        const int64_t samples = cu_samples.data()[i + 1] - cu_samples.data()[i];
-        const int64_t frames = cu_frames.data()[i + 1] - cu_frames.data()[i];
-        require(frames == (causal ? (samples + plan.hop_length - 1) / plan.hop_length : samples / plan.hop_length),
+    require(cu_samples.size() == cu_frames.size(), "cu_samples, cu_frames: expected the same length.");
+    const int64_t *sample_at = cu_samples.data(), *frame_at = cu_frames.data(), n_clips = cu_samples.size() - 1;
+    for (int64_t i = 0; i < n_clips; ++i) {
+        const int64_t n_samples = sample_at[i + 1] - sample_at[i], n_frames = frame_at[i + 1] - frame_at[i];
+        require(n_frames == plan.frames(n_samples),
                 "cu_frames: clip " + std::to_string(i) + " does not follow the length rule.");
-        require(causal || frames == 0 || samples > plan.n_fft / 2,
+        require(plan.padding == Padding::causal || n_frames == 0 || n_samples > tables.view.n_fft / 2,
                 "waveform: clip " + std::to_string(i) + " is too short to reflect.");
     }
-    const Ragged ragged{cu_samples.data(), cu_frames.data(), cu_samples.size() - 1};
-    float* into = out.mutable_data();
     const Sample* from = waveform.data();
+    float* into = out.mutable_data();
     py::gil_scoped_release release;
-    log_mel<Sample>(plan, from, ragged, causal ? Padding::causal : Padding::reflect,
-                    log == "whisper" ? Log::whisper : Log::natural, floor, n_threads, into);
+    return log_mel<Sample>(plan, from, {sample_at, frame_at, n_clips}, static_cast<int>(n_threads), into);
 }
 
 Pool pool_of(const std::string& mode) {
@@ -74,50 +93,75 @@ Pool pool_of(const std::string& mode) {
     return Pool::stack;
 }
 
-// Checks the offsets and the length rule; the number of clips.
-int64_t check_groups(const Array<int64_t>& cu_in, const Array<int64_t>& cu_out, int64_t rows_in, int64_t rows_out,
-                     int64_t factor) {
-    require(factor >= 1, "factor: expected at least 1.");
-    require(cu_in.size() == cu_out.size(), "cu_in, cu_out: expected the same length.");
-    check_offsets(cu_in, rows_in, "cu_in");
-    check_offsets(cu_out, rows_out, "cu_out");
-    for (py::ssize_t i = 0; i + 1 < cu_in.size(); ++i)
-        require(cu_out.data()[i + 1] - cu_out.data()[i] == (cu_in.data()[i + 1] - cu_in.data()[i] + factor - 1) / factor,
-                "cu_out: clip " + std::to_string(i) + " does not hold ceil(frames / factor) rows.");
-    return cu_in.size() - 1;
+// Checks shapes, offsets and the length rule of both directions; `fine` has the frames, `coarse` the rows.
+Groups check_groups(const Array<float>& fine, const Array<float>& coarse, const Array<int64_t>& cu_fine,
+                    const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
+    require(factor >= 1 && factor <= MAX_FACTOR, "factor: expected 1 to 65536.");
+    require(fine.ndim() == 2 && coarse.ndim() == 2, "frames: expected two dimensions.");
+    const int64_t width = fine.shape(1), columns = pool == Pool::stack ? factor : 1;
+    require(width <= INT64_MAX / MAX_FACTOR && coarse.shape(1) == width * columns, "frames: wrong number of columns.");
+    check_offsets(cu_fine, fine.shape(0), "cu_frames");
+    check_offsets(cu_coarse, coarse.shape(0), "cu_rows");
+    require(cu_fine.size() == cu_coarse.size(), "cu_frames, cu_rows: expected the same length.");
+    const int64_t *frame_at = cu_fine.data(), *row_at = cu_coarse.data(), n_clips = cu_fine.size() - 1;
+    for (int64_t i = 0; i < n_clips; ++i) {
+        const int64_t n = frame_at[i + 1] - frame_at[i];
+        require(row_at[i + 1] - row_at[i] == n / factor + (n % factor != 0),
+                "cu_rows: clip " + std::to_string(i) + " does not hold ceil(frames / factor) rows.");
+    }
+    return {frame_at, row_at, n_clips, width, factor};
 }
 
-void run_downsample(const Array<float>& in, const Array<int64_t>& cu_in, const Array<int64_t>& cu_out, int64_t factor,
-                    const std::string& mode, Array<float>& out) {
+void run_downsample(const Array<float>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
+                    int64_t factor, const std::string& mode, Array<float> out) {
     const Pool pool = pool_of(mode);
-    require(in.ndim() == 2 && out.ndim() == 2, "in, out: expected two dimensions.");
-    require(out.shape(1) == in.shape(1) * (pool == Pool::stack ? factor : 1), "out: wrong number of columns.");
-    const int64_t clips = check_groups(cu_in, cu_out, in.shape(0), out.shape(0), factor);
+    const Groups groups = check_groups(frames, out, cu_frames, cu_rows, factor, pool);
+    const float* from = frames.data();
     float* into = out.mutable_data();
     py::gil_scoped_release release;
-    downsample(in.data(), cu_in.data(), cu_out.data(), clips, in.shape(1), factor, pool, into);
+    downsample(from, groups, pool, into);
 }
 
-void run_downsample_backward(const Array<float>& d_out, const Array<float>& in, const Array<int64_t>& cu_in,
-                             const Array<int64_t>& cu_out, int64_t factor, const std::string& mode, Array<float>& d_in) {
+void run_downsample_backward(const Array<float>& d_out, const Array<float>& frames, const Array<int64_t>& cu_frames,
+                             const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode,
+                             Array<float> d_frames) {
     const Pool pool = pool_of(mode);
-    require(in.ndim() == 2 && d_out.ndim() == 2 && d_in.ndim() == 2, "in, d_out, d_in: expected two dimensions.");
-    require(d_in.shape(0) == in.shape(0) && d_in.shape(1) == in.shape(1), "d_in: expected the shape of in.");
-    require(d_out.shape(1) == in.shape(1) * (pool == Pool::stack ? factor : 1), "d_out: wrong number of columns.");
-    const int64_t clips = check_groups(cu_in, cu_out, in.shape(0), d_out.shape(0), factor);
-    float* into = d_in.mutable_data();
+    const Groups groups = check_groups(d_frames, d_out, cu_frames, cu_rows, factor, pool);
+    require(pool != Pool::max || (frames.ndim() == 2 && frames.shape(0) == d_frames.shape(0) &&
+                                  frames.shape(1) == d_frames.shape(1)),
+            "frames: expected the shape of d_frames.");
+    const float *gradient = d_out.data(), *from = frames.data();
+    float* into = d_frames.mutable_data();
     py::gil_scoped_release release;
-    downsample_backward(d_out.data(), in.data(), cu_in.data(), cu_out.data(), clips, in.shape(1), factor, pool, into);
+    downsample_backward(gradient, from, groups, pool, into);
+}
+
+std::vector<std::string> level_names() {
+    std::vector<std::string> names;
+    for (const SimdLevel& level : simd_levels()) names.push_back(level.name);
+    return names;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
+    // noconvert: an array of another layout would be copied, and what is written to a copy is lost.
+    const auto array = [](const char* name) { return py::arg(name).noconvert(); };
     module.doc() = "muomni's audio front end: log-mel and mel-frame downsampling.";
-    py::class_<MelPlan>(module, "MelPlan", "Tables of one log-mel definition.")
-        .def(py::init(&make_plan), py::arg("n_fft"), py::arg("hop_length"), py::arg("window"), py::arg("filters"));
-    module.def("log_mel_float32", &run_log_mel<float>, "Ragged float32 waveforms into out (n_frames, n_mels).");
-    module.def("log_mel_int16", &run_log_mel<int16_t>, "Ragged int16 waveforms into out (n_frames, n_mels).");
-    module.def("downsample", &run_downsample, "Ragged frames into out.");
-    module.def("downsample_backward", &run_downsample_backward, "Gradient of downsample into d_in.");
+    module.def("simd_levels", &level_names, "Instruction sets this CPU has, the fastest first.");
+    py::class_<MelTables>(module, "MelTables", "Tables of one log-mel definition.")
+        .def(py::init(&make_tables), array("window"), array("filters"));
+    const auto define_log_mel = [&](auto run) {
+        module.def("log_mel", run, py::arg("tables"), array("waveform"), array("cu_samples"), array("cu_frames"),
+                   array("out"), py::kw_only(), py::arg("hop_length"), py::arg("padding"), py::arg("log"),
+                   py::arg("floor"), py::arg("n_threads"), py::arg("simd"),
+                   "Ragged waveforms into out (n_frames, n_mels); the first clip that is not finite, or -1.");
+    };
+    define_log_mel(&run_log_mel<float>);
+    define_log_mel(&run_log_mel<int16_t>);
+    module.def("downsample", &run_downsample, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
+               py::arg("mode"), array("out"), "Ragged frames into out.");
+    module.def("downsample_backward", &run_downsample_backward, array("d_out"), array("frames"), array("cu_frames"),
+               array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"),
+               "Gradient of downsample into d_frames; only max reads frames.");
 }

@@ -1,54 +1,55 @@
-// Frames at 100 Hz -> frames at 12.5 Hz inside each clip.
+// Frames at 100 Hz -> rows at 12.5 Hz inside each clip. Bound by memory: plain loops over contiguous columns.
 #include "downsample.h"
 
 #include <algorithm>
-#include <cstring>
-
-#include "lanes.h"
 
 namespace muomni {
 
 namespace {
 
-// Calls visit(first frame, frames, output row) for every group of every clip.
+// Calls visit(first frame, number of frames, row) for every group of every clip.
 template <typename Visit>
-MUOMNI_INLINE void for_groups(const int64_t* cu_in, const int64_t* cu_out, int64_t n_clips, int64_t factor, Visit visit) {
-    for (int64_t clip = 0; clip < n_clips; ++clip)
-        for (int64_t row = cu_out[clip], frame = cu_in[clip]; row < cu_out[clip + 1]; ++row, frame += factor)
-            visit(frame, std::min(factor, cu_in[clip + 1] - frame), row);
+void for_groups(const Groups& g, Visit visit) {
+    for (int64_t clip = 0; clip < g.n_clips; ++clip)
+        for (int64_t row = g.cu_rows[clip], frame = g.cu_frames[clip]; row < g.cu_rows[clip + 1]; ++row, frame += g.factor)
+            visit(frame, std::min(g.factor, g.cu_frames[clip + 1] - frame), row);
 }
+
+// As torch's: a NaN is larger than every number, and the first of equals stays.
+bool larger(float candidate, float best) { return candidate > best || (candidate != candidate && best == best); }
 
 }  // namespace
 
-MUOMNI_CLONES
-void downsample(const float* in, const int64_t* cu_in, const int64_t* cu_out, int64_t n_clips, int64_t width,
-                int64_t factor, Pool pool, float* out) {
-    for_groups(cu_in, cu_out, n_clips, factor, [=](int64_t frame, int64_t count, int64_t row) {
-        const float* x = in + frame * width;
+void downsample(const float* frames, const Groups& groups, Pool pool, float* out) {
+    const int64_t width = groups.width, factor = groups.factor;
+    for_groups(groups, [=](int64_t frame, int64_t count, int64_t row) {
+        const float* x = frames + frame * width;
         if (pool == Pool::stack) {
             float* y = out + row * factor * width;
-            std::memcpy(y, x, sizeof(float) * count * width);
-            std::fill(y + count * width, y + factor * width, 0.0f);
+            std::fill(std::copy(x, x + count * width, y), y + factor * width, 0.0f);
             return;
         }
         float* y = out + row * width;
-        std::memcpy(y, x, sizeof(float) * width);
-        for (int64_t f = 1; f < count; ++f)
-            for (int64_t c = 0; c < width; ++c) {
-                const float v = x[f * width + c];
-                y[c] = pool == Pool::mean ? y[c] + v : std::max(y[c], v);
-            }
+        std::copy(x, x + width, y);
+        for (int64_t f = 1; f < count; ++f) {
+            const float* next = x + f * width;
+            if (pool == Pool::mean)
+                for (int64_t c = 0; c < width; ++c) y[c] += next[c];
+            else
+                for (int64_t c = 0; c < width; ++c) y[c] = larger(next[c], y[c]) ? next[c] : y[c];
+        }
         if (pool == Pool::mean)
             for (int64_t c = 0; c < width; ++c) y[c] /= static_cast<float>(count);
     });
 }
 
-void downsample_backward(const float* d_out, const float* in, const int64_t* cu_in, const int64_t* cu_out,
-                         int64_t n_clips, int64_t width, int64_t factor, Pool pool, float* d_in) {
-    for_groups(cu_in, cu_out, n_clips, factor, [=](int64_t frame, int64_t count, int64_t row) {
-        float* dx = d_in + frame * width;
+void downsample_backward(const float* d_out, const float* frames, const Groups& groups, Pool pool, float* d_frames) {
+    const int64_t width = groups.width, factor = groups.factor;
+    for_groups(groups, [=](int64_t frame, int64_t count, int64_t row) {
+        float* dx = d_frames + frame * width;
         if (pool == Pool::stack) {
-            std::memcpy(dx, d_out + row * factor * width, sizeof(float) * count * width);
+            const float* dy = d_out + row * factor * width;
+            std::copy(dy, dy + count * width, dx);
             return;
         }
         const float* dy = d_out + row * width;
@@ -58,11 +59,11 @@ void downsample_backward(const float* d_out, const float* in, const int64_t* cu_
             return;
         }
         std::fill(dx, dx + count * width, 0.0f);
-        const float* x = in + frame * width;
+        const float* x = frames + frame * width;
         for (int64_t c = 0; c < width; ++c) {
             int64_t best = 0;
             for (int64_t f = 1; f < count; ++f)
-                if (x[f * width + c] > x[best * width + c]) best = f;
+                if (larger(x[f * width + c], x[best * width + c])) best = f;
             dx[best * width + c] = dy[c];
         }
     });

@@ -1,147 +1,132 @@
-// Waveform -> log-mel: LANES frames at once, taken from any clip of the batch; the real FFT of n_fft points is
-// a complex FFT of half the length; the mel matrix is applied by its non-zeros only.
+// Waveform -> log-mel: the frames of all clips are one list, cut into blocks of LANES and shared among threads.
 #include "log_mel.h"
 
 #include <algorithm>
-#include <cmath>
 #include <thread>
+#include <type_traits>
+#include <vector>
 
 namespace muomni {
 
-MelPlan::MelPlan(int n_fft_, int hop_length_, std::vector<float> window_, const float* filters, int n_mels_)
-    : n_fft(n_fft_), hop_length(hop_length_), n_mels(n_mels_), window(std::move(window_)), stages(plan_fft(n_fft_ / 2)) {
-    const int bins = n_fft / 2 + 1;
-    for (int k = 0; k < bins; ++k) push_root(unpack, k, n_fft);
-    band_offset.push_back(0);
-    for (int band = 0; band < n_mels; ++band) {
-        const float* row = filters + static_cast<size_t>(band) * bins;
-        int first = 0, last = bins;
-        while (first < bins && row[first] == 0.0f) ++first;
-        while (last > first && row[last - 1] == 0.0f) --last;
-        band_begin.push_back(first);
-        weights.insert(weights.end(), row + first, row + last);
-        band_offset.push_back(static_cast<int>(weights.size()));
-    }
-}
-
 namespace {
 
-struct Scratch {
-    explicit Scratch(const MelPlan& plan)
-        : a_re(half(plan)), a_im(half(plan)), b_re(half(plan)), b_im(half(plan)),
-          power(static_cast<size_t>(plan.n_fft / 2 + 1) * LANES), mel(static_cast<size_t>(plan.n_mels) * LANES) {}
-    static size_t half(const MelPlan& plan) { return static_cast<size_t>(plan.n_fft / 2) * LANES; }
-    std::vector<float> a_re, a_im, b_re, b_im, power, mel;
+float as_float(float sample) { return sample; }
+float as_float(int16_t sample) { return static_cast<float>(sample) * (1.0f / 32768.0f); }
+
+// What one thread writes to.
+struct Worker {
+    explicit Worker(const MelTables& tables)
+        : scratch(static_cast<size_t>(tables.scratch_lanes())),
+          rows(static_cast<size_t>(tables.view.n_fft) * LANES),
+          unused(static_cast<size_t>(tables.view.n_mels)) {}
+    std::vector<Lane> scratch;
+    std::vector<float> rows;    // (LANES, n_fft) frames that do not lie in the waveform as they are
+    std::vector<float> unused;  // where lanes without a frame write
+    int64_t first_bad = -1;     // the first frame that is not finite
 };
 
-// Even samples to the real, odd samples to the imaginary part of one lane, windowed.
+// The n_fft samples from `start` of a clip with its padding.
 template <typename Sample>
-void load_frame(const MelPlan& plan, const Sample* clip, int64_t n_samples, int64_t start, Padding padding, int lane,
-                Scratch& s) {
-    constexpr float scale = sizeof(Sample) == 2 ? 1.0f / 32768.0f : 1.0f;
-    const bool inside = start >= 0 && start + plan.n_fft <= n_samples;
-    for (int n = 0; n < plan.n_fft; ++n) {
-        int64_t at = start + n;
-        float value = 0.0f;
-        if (inside) {
-            value = static_cast<float>(clip[at]) * scale;
-        } else {
-            if (padding == Padding::reflect) {
-                if (at < 0) at = -at;
-                if (at >= n_samples) at = 2 * (n_samples - 1) - at;
-            }
-            if (at >= 0 && at < n_samples) value = static_cast<float>(clip[at]) * scale;
-        }
-        float* part = n % 2 ? s.a_im.data() : s.a_re.data();
-        part[static_cast<size_t>(n / 2) * LANES + lane] = value * plan.window[n];
+void copy_frame(const MelPlan& plan, const Sample* clip, int64_t n_samples, int64_t start, float* row) {
+    const int64_t n_fft = plan.tables.view.n_fft;
+    const int64_t begin = std::clamp<int64_t>(-start, 0, n_fft), end = std::clamp<int64_t>(n_samples - start, begin, n_fft);
+    for (int64_t n = begin; n < end; ++n) row[n] = as_float(clip[start + n]);
+    if (plan.padding == Padding::causal) {
+        std::fill(row, row + begin, 0.0f);
+        std::fill(row + end, row + n_fft, 0.0f);
+        return;
     }
-}
-
-MUOMNI_CLONES
-void transform(const MelPlan& plan, Log log, float floor, Scratch& s) {
-    const int half = plan.n_fft / 2;
-    const bool in_b = fft(plan.stages, s.a_re.data(), s.a_im.data(), s.b_re.data(), s.b_im.data());
-    const float* re = in_b ? s.b_re.data() : s.a_re.data();
-    const float* im = in_b ? s.b_im.data() : s.a_im.data();
-    for (int k = 0; k <= half; ++k) {
-        // X[k] = (Z[k] + conj Z[-k]) / 2 - i / 2 * exp(-2 pi i k / n) * (Z[k] - conj Z[-k])
-        const float c = plan.unpack[2 * k], d = plan.unpack[2 * k + 1];
-        const float *zr = re + static_cast<size_t>(k % half) * LANES, *zi = im + static_cast<size_t>(k % half) * LANES;
-        const size_t mirror = static_cast<size_t>((half - k) % half) * LANES;
-        const float *yr = re + mirror, *yi = im + mirror;
-        float* power = s.power.data() + static_cast<size_t>(k) * LANES;
-        for (int l = 0; l < LANES; ++l) {
-            const float even_re = 0.5f * (zr[l] + yr[l]), even_im = 0.5f * (zi[l] - yi[l]);
-            const float odd_re = 0.5f * (zi[l] + yi[l]), odd_im = -0.5f * (zr[l] - yr[l]);
-            const float x = even_re + odd_re * c - odd_im * d, y = even_im + odd_re * d + odd_im * c;
-            power[l] = x * x + y * y;
-        }
-    }
-    const float unit = log == Log::whisper ? 0.4342944819032518f : 1.0f;
-    for (int band = 0; band < plan.n_mels; ++band) {
-        float sum[LANES] = {};
-        const float* power = s.power.data() + static_cast<size_t>(plan.band_begin[band]) * LANES;
-        for (int w = plan.band_offset[band]; w < plan.band_offset[band + 1]; ++w, power += LANES) {
-            const float weight = plan.weights[w];
-            for (int l = 0; l < LANES; ++l) sum[l] += weight * power[l];
-        }
-        float* mel = s.mel.data() + static_cast<size_t>(band) * LANES;
-        for (int l = 0; l < LANES; ++l) mel[l] = unit * natural_log(sum[l] > floor ? sum[l] : floor);
-    }
+    for (int64_t n = 0; n < begin; ++n) row[n] = as_float(clip[-(start + n)]);
+    for (int64_t n = end; n < n_fft; ++n) row[n] = as_float(clip[2 * (n_samples - 1) - (start + n)]);
 }
 
 template <typename Sample>
-void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, Padding padding, Log log,
-                float floor, int64_t first_block, int64_t last_block, float* out) {
-    Scratch scratch(plan);
-    const int64_t total = ragged.cu_frames[ragged.n_clips];
-    const int64_t lead = padding == Padding::causal ? plan.n_fft - plan.hop_length : plan.n_fft / 2;
-    for (int64_t block = first_block; block < last_block; ++block) {
-        const int64_t begin = block * LANES, end = std::min<int64_t>(begin + LANES, total);
+void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
+                Worker& worker, float* out) {
+    const int64_t n_fft = plan.tables.view.n_fft, n_mels = plan.tables.view.n_mels, total = ragged.cu_frames[ragged.n_clips];
+    const float unit = plan.log == Log::whisper ? 0.434294481903251828f : 1.0f;  // ln -> log10
+    const float* rows[LANES];
+    float* out_rows[LANES];
+    for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * LANES;
         int64_t clip = std::upper_bound(ragged.cu_frames, ragged.cu_frames + ragged.n_clips + 1, begin) - ragged.cu_frames - 1;
-        for (int64_t frame = begin; frame < end; ++frame) {
+        for (int lane = 0; lane < LANES; ++lane) {
+            const int64_t frame = begin + lane;
+            if (frame >= total) {  // the last block's spare lanes repeat its first frame
+                rows[lane] = rows[0];
+                out_rows[lane] = worker.unused.data();
+                continue;
+            }
             while (frame >= ragged.cu_frames[clip + 1]) ++clip;
+            const Sample* samples = waveform + ragged.cu_samples[clip];
             const int64_t n_samples = ragged.cu_samples[clip + 1] - ragged.cu_samples[clip];
-            const int64_t start = (frame - ragged.cu_frames[clip]) * plan.hop_length - lead;
-            load_frame(plan, waveform + ragged.cu_samples[clip], n_samples, start, padding,
-                       static_cast<int>(frame - begin), scratch);
+            const int64_t start = (frame - ragged.cu_frames[clip]) * plan.hop_length - plan.lead();
+            out_rows[lane] = out + frame * n_mels;
+            if constexpr (std::is_same_v<Sample, float>) {
+                if (start >= 0 && start + n_fft <= n_samples) {
+                    rows[lane] = samples + start;
+                    continue;
+                }
+            }
+            float* row = worker.rows.data() + lane * n_fft;
+            copy_frame(plan, samples, n_samples, start, row);
+            rows[lane] = row;
         }
-        transform(plan, log, floor, scratch);
-        for (int64_t frame = begin; frame < end; ++frame)
-            for (int band = 0; band < plan.n_mels; ++band)
-                out[frame * plan.n_mels + band] = scratch.mel[static_cast<size_t>(band) * LANES + (frame - begin)];
+        const uint32_t bad = plan.transform(plan.tables.view, plan.floor, unit, rows, out_rows, worker.scratch.data());
+        if (bad != 0 && worker.first_bad < 0) {
+            int lane = 0;
+            while (!(bad >> lane & 1u)) ++lane;
+            worker.first_bad = begin + lane;
+        }
     }
 }
 
 // Whisper's scale: nothing more than 8 below the clip's maximum, then (x + 4) / 4.
 void whisper_scale(const MelPlan& plan, const Ragged& ragged, float* out) {
     for (int64_t clip = 0; clip < ragged.n_clips; ++clip) {
-        float* begin = out + ragged.cu_frames[clip] * plan.n_mels;
-        float* end = out + ragged.cu_frames[clip + 1] * plan.n_mels;
+        float* begin = out + ragged.cu_frames[clip] * plan.tables.view.n_mels;
+        float* end = out + ragged.cu_frames[clip + 1] * plan.tables.view.n_mels;
         if (begin == end) continue;
         const float lowest = *std::max_element(begin, end) - 8.0f;
         for (float* x = begin; x != end; ++x) *x = (std::max(*x, lowest) + 4.0f) * 0.25f;
     }
 }
 
+// Joins on every way out: a thread that cannot be started must not end the process.
+struct Threads {
+    ~Threads() {
+        for (std::thread& thread : running) thread.join();
+    }
+    std::vector<std::thread> running;
+};
+
 }  // namespace
 
 template <typename Sample>
-void log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, Padding padding, Log log, float floor,
-             int n_threads, float* out) {
-    const int64_t blocks = (ragged.cu_frames[ragged.n_clips] + LANES - 1) / LANES;
-    const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(n_threads, blocks));
-    std::vector<std::thread> threads;
-    for (int64_t w = 1; w < workers; ++w)
-        threads.emplace_back([&, w] {
-            run_blocks(plan, waveform, ragged, padding, log, floor, blocks * w / workers, blocks * (w + 1) / workers, out);
-        });
-    run_blocks(plan, waveform, ragged, padding, log, floor, 0, blocks / workers, out);
-    for (std::thread& thread : threads) thread.join();
-    if (log == Log::whisper) whisper_scale(plan, ragged, out);
+int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int n_threads, float* out) {
+    const int64_t total = ragged.cu_frames[ragged.n_clips];
+    const int64_t blocks = (total + LANES - 1) / LANES;
+    const int64_t n_workers = std::max<int64_t>(1, std::min<int64_t>(n_threads, blocks));
+    std::vector<Worker> workers(static_cast<size_t>(n_workers), Worker(plan.tables));
+    const auto work = [&](int64_t w) {
+        run_blocks(plan, waveform, ragged, blocks * w / n_workers, blocks * (w + 1) / n_workers,
+                   workers[static_cast<size_t>(w)], out);
+    };
+    {
+        Threads threads;
+        threads.running.reserve(static_cast<size_t>(n_workers));
+        for (int64_t w = 1; w < n_workers; ++w) threads.running.emplace_back(work, w);
+        work(0);
+    }
+    for (const Worker& worker : workers)
+        if (worker.first_bad >= 0)
+            return std::upper_bound(ragged.cu_frames, ragged.cu_frames + ragged.n_clips + 1, worker.first_bad) -
+                   ragged.cu_frames - 1;
+    if (plan.log == Log::whisper) whisper_scale(plan, ragged, out);
+    return -1;
 }
 
-template void log_mel<float>(const MelPlan&, const float*, const Ragged&, Padding, Log, float, int, float*);
-template void log_mel<int16_t>(const MelPlan&, const int16_t*, const Ragged&, Padding, Log, float, int, float*);
+template int64_t log_mel<float>(const MelPlan&, const float*, const Ragged&, int, float*);
+template int64_t log_mel<int16_t>(const MelPlan&, const int16_t*, const Ragged&, int, float*);
 
 }  // namespace muomni

@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "fft.h"
+#include "simd.h"
 
 namespace muomni {
 
@@ -12,16 +11,18 @@ enum class Padding { causal, reflect };
 enum class Log { natural, whisper };
 
 struct MelPlan {
-    // window: (n_fft,) already centred in n_fft; filters: (n_mels, n_fft / 2 + 1), dense, zeros included.
-    MelPlan(int n_fft, int hop_length, std::vector<float> window, const float* filters, int n_mels);
+    const MelTables& tables;
+    int hop_length;
+    Padding padding;
+    Log log;
+    float floor;
+    TransformBlock transform;
 
-    int n_fft, hop_length, n_mels;
-    std::vector<float> window;
-    std::vector<FftStage> stages;    // complex FFT of n_fft / 2
-    std::vector<float> unpack;       // (n_fft / 2 + 1, 2): exp(-2 pi i k / n_fft)
-    std::vector<int> band_begin;     // first bin of each band
-    std::vector<int> band_offset;    // (n_mels + 1,) into weights
-    std::vector<float> weights;      // non-zero filter weights, band after band
+    // Samples a frame reaches back before frame * hop_length.
+    int64_t lead() const { return padding == Padding::causal ? tables.view.n_fft - hop_length : tables.view.n_fft / 2; }
+    int64_t frames(int64_t n_samples) const {
+        return n_samples / hop_length + (padding == Padding::causal && n_samples % hop_length != 0);
+    }
 };
 
 struct Ragged {
@@ -31,8 +32,8 @@ struct Ragged {
 };
 
 // out: (cu_frames[n_clips], n_mels) float32. The caller has checked every offset and length.
+// Returns the first clip that holds a sample that is not finite (or too large to square), else -1.
 template <typename Sample>
-void log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, Padding padding, Log log,
-             float floor, int n_threads, float* out);
+int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int n_threads, float* out);
 
 }  // namespace muomni

@@ -4,75 +4,110 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from typing import Any
 
-import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
-from muomni_kernels.mel_reference import MelSpec, mel_filterbank, window
+from muomni_kernels import mel_reference
+from muomni_kernels.mel_reference import MelSpec
+
+SIMD_ENVIRONMENT = "MUOMNI_SIMD"
+"""Names the instruction set to use (avx512, avx2, base); unset, the best this CPU has."""
 
 
 @functools.cache
-def extension() -> Any:
-    """The compiled module, or None when this installation has none."""
+def _load() -> tuple[Any, str | None]:
     try:
-        return importlib.import_module("muomni_kernels._C")
-    except ImportError:
-        return None
+        return importlib.import_module("muomni_kernels._C"), None
+    except ModuleNotFoundError:
+        return None, "muomni_kernels._C is not built: install a C++ compiler, then install muomni again"
+    except ImportError as error:
+        return None, f"muomni_kernels._C does not load ({error}): install muomni again"
+
+
+def extension() -> Any:
+    """The compiled module, or None when this installation has none that loads."""
+    return _load()[0]
 
 
 def available() -> str | None:
     """None when the extension is there, else the reason against it."""
-    if extension() is None:
-        return "muomni_kernels._C is not built; install a C++ compiler and reinstall muomni"
-    return None
+    return _load()[1]
 
 
 @functools.cache
-def _plan(spec: MelSpec) -> Any:
-    filters = mel_filterbank(
-        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate,
-        f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale,
-    )  # fmt: skip
-    centred = window(spec).numpy()
-    return extension().MelPlan(spec.n_fft, spec.hop_length, centred, filters.numpy())
+def _tables(spec: MelSpec) -> Any:
+    return extension().MelTables(
+        mel_reference.window(spec).numpy(), mel_reference.filterbank_of(spec).numpy()
+    )
+
+
+def log_mel_supports(flat: torch.Tensor, *_: object) -> str | None:
+    """None when this backend can run log_mel on the waveform, else the reason against it."""
+    if flat.device.type != "cpu":
+        return f"needs a waveform on the CPU, got {flat.device}"
+    if flat.requires_grad and torch.is_grad_enabled():
+        return "has no gradient, and the waveform requires one"
+    return available()
 
 
 def log_mel(
-    flat: torch.Tensor, cu_samples: torch.Tensor, cu_frames: torch.Tensor, spec: MelSpec, n_threads: int
+    flat: torch.Tensor,
+    cu_samples: torch.Tensor,
+    cu_frames: torch.Tensor,
+    spec: MelSpec,
+    n_threads: int,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    """Ragged waveforms (n_samples,) float32 or int16 -> (n_frames, n_mels) float32."""
-    out = torch.empty(int(cu_frames[-1]), spec.n_mels)
-    run = extension().log_mel_int16 if flat.dtype == torch.int16 else extension().log_mel_float32
-    arrays = (flat.contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy())
-    run(_plan(spec), *arrays, spec.padding, spec.log, spec.floor, n_threads, out.numpy())
+    """Ragged waveforms (n_samples,) float32 or int16 -> out (n_frames, n_mels) float32, contiguous.
+
+    Raises ValueError naming the first clip with a sample that is not finite.
+    """
+    arrays = (flat.detach().contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy(), out.numpy())
+    bad_clip = extension().log_mel(
+        _tables(spec), *arrays, hop_length=spec.hop_length, padding=spec.padding, log=spec.log,
+        floor=spec.floor, n_threads=n_threads, simd=os.environ.get(SIMD_ENVIRONMENT, ""),
+    )  # fmt: skip
+    if bad_clip >= 0:
+        raise ValueError(mel_reference.not_finite(bad_clip))
     return out
 
 
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, frames: torch.Tensor, cu_in: torch.Tensor, cu_out: torch.Tensor, factor: int, mode: str
+        ctx: Any, frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
     ) -> torch.Tensor:
         frames = frames.contiguous()
-        columns = frames.shape[1] * (factor if mode == "stack" else 1)
-        out = torch.empty(int(cu_out[-1]), columns)
-        extension().downsample(frames.numpy(), cu_in.numpy(), cu_out.numpy(), factor, mode, out.numpy())
-        ctx.save_for_backward(frames, cu_in, cu_out)
-        ctx.factor, ctx.mode = factor, mode
+        out = torch.empty(int(cu_rows[-1]), frames.shape[1] * (factor if mode == "stack" else 1))
+        extension().downsample(frames.numpy(), cu_frames.numpy(), cu_rows.numpy(), factor, mode, out.numpy())
+        # Only max looks at the frames again.
+        ctx.save_for_backward(frames if mode == "max" else frames.new_empty(0, 0), cu_frames, cu_rows)
+        ctx.shape, ctx.factor, ctx.mode = frames.shape, factor, mode
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        frames, cu_in, cu_out = ctx.saved_tensors
-        d_in = torch.empty_like(frames)
-        arrays: list[np.ndarray] = [t.contiguous().numpy() for t in (grads[0], frames, cu_in, cu_out)]
-        extension().downsample_backward(*arrays, ctx.factor, ctx.mode, d_in.numpy())
-        return d_in, None, None, None, None
+        d_frames = torch.empty(ctx.shape)
+        frames, cu_frames, cu_rows = (tensor.numpy() for tensor in ctx.saved_tensors)
+        extension().downsample_backward(
+            grads[0].contiguous().numpy(), frames, cu_frames, cu_rows, ctx.factor, ctx.mode, d_frames.numpy()
+        )
+        return d_frames, None, None, None, None
+
+
+def downsample_supports(frames: torch.Tensor, *_: object) -> str | None:
+    """None when this backend can run mel_downsample on the frames, else the reason against it."""
+    if frames.dtype != torch.float32 or frames.device.type != "cpu":
+        return f"needs float32 on the CPU, got {frames.dtype} on {frames.device}"
+    return available()
 
 
 def downsample(
-    frames: torch.Tensor, cu_in: torch.Tensor, cu_out: torch.Tensor, factor: int, mode: str
+    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
 ) -> torch.Tensor:
     """Ragged frames (n, width) float32 -> (m, width or factor * width)."""
-    return _Downsample.apply(frames, cu_in, cu_out, factor, mode)  # pyright: ignore[reportReturnType]
+    return _Downsample.apply(frames, cu_frames, cu_rows, factor, mode)  # pyright: ignore[reportReturnType]

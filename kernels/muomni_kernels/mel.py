@@ -1,6 +1,8 @@
-"""The audio front end: waveform -> log-mel at 100 Hz -> mel frames at 12.5 Hz. Checks, documentation, dispatch."""
+"""The audio front end, waveform -> log-mel at 100 Hz -> rows at 12.5 Hz: checks, documentation, dispatch."""
 
 from __future__ import annotations
+
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -10,22 +12,56 @@ from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 
 __all__ = ["log_mel", "mel_downsample", "mel_filterbank", "mel_frames"]
 
+_INTEGERS = (torch.int64, torch.int32)
+
 
 def _offsets(counts: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *np.cumsum(counts).tolist()], dtype=torch.int64)
+    return torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
 
 
-def _check_offsets(cu: torch.Tensor, total: int, name: str) -> torch.Tensor:
-    cu = cu.to(torch.int64).cpu()
-    if cu.ndim != 1 or len(cu) < 1 or int(cu[0]) != 0 or int(cu[-1]) != total or bool((cu.diff() < 0).any()):
+def _check_offsets(cu: np.ndarray | torch.Tensor, total: int, name: str) -> torch.Tensor:
+    cu = torch.as_tensor(cu)
+    if cu.ndim != 1 or len(cu) < 1 or cu.dtype not in _INTEGERS:
+        raise ValueError(f"{name}: expected (clips + 1,) int32 or int64, got {tuple(cu.shape)} {cu.dtype}.")
+    cu = cu.to("cpu", torch.int64).contiguous()
+    if int(cu[0]) != 0 or int(cu[-1]) != total or bool((cu.diff() < 0).any()):
         raise ValueError(f"{name}: expected offsets rising from 0 to {total}, got {cu.tolist()[:8]}.")
-    return cu.contiguous()
+    return cu
+
+
+def _as_waveform(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
+    if isinstance(waveform, np.ndarray):
+        # torch takes neither negative strides nor, without a warning, read-only memory.
+        waveform = torch.from_numpy(np.require(waveform, requirements=["C", "W"]))
+    if waveform.dtype not in (torch.float32, torch.int16):
+        raise ValueError(f"waveform: expected float32 or int16, got {waveform.dtype}.")
+    return waveform
+
+
+def _check_spec(spec: MelSpec, n_threads: int) -> None:
+    for name, value, known in (
+        ("padding", spec.padding, ("causal", "reflect")),
+        ("log", spec.log, ("ln", "whisper")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}.")
+    if spec.n_fft % 2 or not 4 <= spec.n_fft <= 65_536:
+        raise ValueError(f"n_fft: expected an even number from 4 to 65536, got {spec.n_fft}.")
+    if not 1 <= spec.hop_length <= spec.win_length <= spec.n_fft:
+        raise ValueError(
+            f"hop_length, win_length: expected 1 <= hop_length <= win_length <= n_fft {spec.n_fft}, got "
+            f"{spec.hop_length} and {spec.win_length}."
+        )
+    if not 1.2e-38 <= spec.floor <= 3.4e38:
+        raise ValueError(f"floor: expected a positive number that float32 holds, got {spec.floor}.")
+    if not 1 <= n_threads <= 1024:
+        raise ValueError(f"n_threads: expected 1 to 1024, got {n_threads}.")
 
 
 def log_mel(
     waveform: np.ndarray | torch.Tensor,
     *,
-    cu_samples: torch.Tensor | None = None,
+    cu_samples: np.ndarray | torch.Tensor | None = None,
     sample_rate: int = 16_000,
     n_fft: int = 400,
     win_length: int = 400,
@@ -38,122 +74,134 @@ def log_mel(
     log: str = "ln",
     floor: float = 1e-10,
     n_threads: int = 1,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log of the mel power spectrum: |rfft(window * x)|^2 @ filters, floored, then a logarithm.
+    """log(max(|rfft(window * x)|^2 @ filters, floor)): mel *power*, a periodic Hann window, Slaney's norm.
 
-    waveform:   (n_samples,) one clip, (B, n_samples) equally long clips, or with cu_samples (n + 1,) the
-                concatenation of n clips; float32 in [-1, 1] or int16 (divided by 32,768), on the CPU.
-    sample_rate, f_min, f_max: Hz. n_fft, win_length, hop_length: samples; n_fft even.
-    padding:    "causal": frame t sees samples before (t + 1) * hop only, n_frames = ceil(n_samples / hop);
-                "reflect": centred as Whisper's, n_frames = n_samples // hop.
-    log:        "ln": ln(max(power, floor)); "whisper": log10, clamped 8 below the clip's maximum, (x + 4) / 4.
-    Returns float32 (n_frames, n_mels); (B, n_frames, n_mels) for a batch; clips one after another for ragged
-    input. Raises ValueError for other shapes, dtypes or names, and for a clip too short to reflect.
+    waveform:   (n_samples,) one clip, (B, n_samples) equally long clips, or with cu_samples (clips + 1,) the
+                concatenation of clips; float32 in [-1, 1] or int16 (divided by 32,768). Not modified.
+    sample_rate, f_min, f_max: Hz. n_fft (even, any), win_length (centred in n_fft), hop_length: samples.
+    scale:      "slaney" or "htk".
+    padding:    "causal": n_fft - hop zeros before and zeros after; frame t sees samples before (t + 1) * hop
+                only; ceil(n_samples / hop) frames. "reflect": n_fft / 2 mirrored samples at both ends, as
+                Whisper; n_samples // hop frames, and a clip with any needs more than n_fft / 2 samples.
+    log:        "ln": natural logarithm; "whisper": log10, clamped 8 below the clip's maximum, (x + 4) / 4.
+    floor:      smallest mel power before the logarithm.
+    out:        contiguous float32 (n_frames, n_mels) on the CPU to write into and return; else allocated.
+    Returns float32 (n_frames, n_mels); (B, n_frames, n_mels) for a batch; for ragged input the clips' frames
+    one after another. A clip's frames do not depend on its neighbours, bit for bit. Differentiable in a
+    waveform that requires a gradient (by the reference).
+    Raises ValueError for other shapes, dtypes or names, for a clip too short to reflect, and, on the CPU, for
+    a clip that is not finite: its spectrum would be silence or noise without any symptom.
     """
-    wave = torch.as_tensor(waveform)
-    if wave.dtype not in (torch.float32, torch.int16) or wave.device.type != "cpu":
-        raise ValueError(
-            f"waveform: expected float32 or int16 on the CPU, got {wave.dtype} on {wave.device}."
-        )
+    wave = _as_waveform(waveform)
     if wave.ndim not in (1, 2) or (wave.ndim == 2 and cu_samples is not None):
         raise ValueError(
-            f"waveform: expected (n_samples,), (B, n_samples) or flat with cu_samples, got {tuple(wave.shape)}."
-        )
-    for name, value, known in (
-        ("padding", padding, ("causal", "reflect")),
-        ("log", log, ("ln", "whisper")),
-        ("scale", scale, ("slaney", "htk")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: expected {' or '.join(known)}, got {value!r}.")
-    if n_fft % 2 or not 1 <= hop_length <= win_length <= n_fft or floor <= 0.0:
-        raise ValueError(
-            "n_fft, win_length, hop_length, floor: expected an even n_fft >= win_length >= hop_length >= 1 and floor > 0, "
-            f"got {n_fft}, {win_length}, {hop_length}, {floor}."
+            "waveform: expected (n_samples,), (B, n_samples) or flat with cu_samples, got "
+            f"{tuple(wave.shape)}."
         )
     spec = MelSpec(
         sample_rate=sample_rate, n_fft=n_fft, win_length=win_length, hop_length=hop_length, n_mels=n_mels,
         f_min=f_min, f_max=f_max, scale=scale, padding=padding, log=log, floor=floor,
     )  # fmt: skip
-    batch = wave.shape[0] if wave.ndim == 2 else None
+    _check_spec(spec, n_threads)
+    mel_reference.filterbank_of(spec)
     if cu_samples is None:
-        cu = _offsets([wave.shape[-1]] * (1 if batch is None else batch))
+        cu = _offsets([wave.shape[-1]] * (wave.shape[0] if wave.ndim == 2 else 1))
     else:
         cu = _check_offsets(cu_samples, wave.shape[0], "cu_samples")
-    lengths = cu.diff().tolist()
-    frames = [mel_frames(n, hop_length=hop_length, padding=padding) for n in lengths]
-    if padding == "reflect" and any(f and n <= n_fft // 2 for n, f in zip(lengths, frames, strict=True)):
+    n_samples = cu.diff().tolist()
+    n_frames = [mel_frames(n, hop_length=hop_length, padding=padding) for n in n_samples]
+    if padding == "reflect":
+        for clip, n in enumerate(n_samples):
+            if hop_length <= n <= n_fft // 2:
+                raise ValueError(
+                    f"waveform: clip {clip} of {n} samples is too short to reflect; expected more than "
+                    f"{n_fft // 2}. Drop it or use padding='causal'."
+                )
+    shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), sum(n_frames[:1]), n_mels)
+    into = _check_out(out, shape, wave).view(sum(n_frames), n_mels)
+    arguments = (wave.reshape(-1), cu, _offsets(n_frames), spec, n_threads, into)
+    return registry.select("log_mel", *arguments)(*arguments).view(shape)
+
+
+def _check_out(out: torch.Tensor | None, shape: tuple[int, ...], wave: torch.Tensor) -> torch.Tensor:
+    if out is None:
+        return torch.empty(shape, device=wave.device)
+    if tuple(out.shape) != shape or out.dtype != torch.float32 or not out.is_contiguous():
         raise ValueError(
-            f"waveform: a clip of {min(lengths)} samples is too short to reflect; expected more than {n_fft // 2}."
+            f"out: expected contiguous float32 {shape}, got {tuple(out.shape)} {out.dtype} with strides "
+            f"{out.stride()}."
         )
-    arguments = (wave.reshape(-1), cu, _offsets(frames), spec, n_threads)
-    out = registry.select("log_mel", *arguments)(*arguments)
-    return out if batch is None else out.view(batch, -1, n_mels)
+    if out.device != wave.device or out.requires_grad or wave.requires_grad:
+        raise ValueError(
+            f"out: expected a tensor on {wave.device} and no gradients, got {out.device}; leave out=None to "
+            "train."
+        )
+    return out
 
 
 def mel_downsample(
-    frames: torch.Tensor, *, factor: int = 8, mode: str = "stack", cu_frames: torch.Tensor | None = None
+    frames: torch.Tensor,
+    *,
+    factor: int = 8,
+    mode: str = "stack",
+    cu_frames: np.ndarray | torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Every `factor` frames of a clip become one: 100 Hz -> 12.5 Hz at factor 8.
+    """Every `factor` frames of a clip become one row: 100 Hz -> 12.5 Hz at factor 8.
 
-    frames:    (n, width) float; one clip, or with cu_frames (clips + 1,) clips one after another.
+    frames:    (n, width) float, one clip, or with cu_frames (clips + 1,) clips one after another. Kept.
     mode:      "stack": side by side, factor * width columns, a short last group filled with zeros;
-               "mean": over the frames there are; "max".
+               "mean": over the frames there are; "max": of them, its gradient to the first that holds it.
     Returns (m, width or factor * width) with ceil(n / factor) rows a clip, frames' dtype; no group spans two
     clips. Differentiable in frames. Raises ValueError for other shapes or names.
     """
     if frames.ndim != 2 or not frames.is_floating_point():
         raise ValueError(f"frames: expected (n, width) float, got {tuple(frames.shape)} {frames.dtype}.")
-    if factor < 1 or mode not in ("stack", "mean", "max"):
+    if not 1 <= factor <= 65_536 or mode not in ("stack", "mean", "max"):
         raise ValueError(
-            f"factor, mode: expected at least 1 and stack, mean or max, got {factor} and {mode!r}."
+            f"factor, mode: expected 1 to 65536 and stack, mean or max, got {factor} and {mode!r}."
         )
-    cu_in = (
-        _offsets([len(frames)]) if cu_frames is None else _check_offsets(cu_frames, len(frames), "cu_frames")
-    )
-    cu_out = _offsets([-(-n // factor) for n in cu_in.diff().tolist()])
-    arguments = (frames, cu_in, cu_out, factor, mode)
+    n = len(frames)
+    cu_in = _offsets([n]) if cu_frames is None else _check_offsets(cu_frames, n, "cu_frames")
+    cu_rows = _offsets([-(-count // factor) for count in cu_in.diff().tolist()])
+    arguments = (frames, cu_in, cu_rows, factor, mode)
     return registry.select("mel_downsample", *arguments)(*arguments)
 
 
 def _reference_log_mel(
-    flat: torch.Tensor, cu_samples: torch.Tensor, cu_frames: torch.Tensor, spec: MelSpec, n_threads: int
+    flat: torch.Tensor,
+    cu_samples: torch.Tensor,
+    cu_frames: torch.Tensor,
+    spec: MelSpec,
+    n_threads: int,
+    out: torch.Tensor,
 ) -> torch.Tensor:
     wave = flat.float() / 32_768.0 if flat.dtype == torch.int16 else flat
-    bounds = cu_samples.tolist()
-    clips = [mel_reference.log_mel(wave[a:b], spec) for a, b in zip(bounds, bounds[1:], strict=False)]
-    return torch.cat(clips) if clips else torch.zeros(0, spec.n_mels)
+    clips = [mel_reference.log_mel(wave[a:b], spec) for a, b in pairwise(cu_samples.tolist())]
+    for index, clip in enumerate(clips):
+        if clip.device.type == "cpu" and not bool(clip.isfinite().all()):
+            raise ValueError(mel_reference.not_finite(index))
+    if wave.requires_grad and torch.is_grad_enabled():
+        return torch.cat(clips)
+    return torch.cat(clips, out=out) if clips else out
 
 
 def _reference_downsample(
-    frames: torch.Tensor, cu_in: torch.Tensor, cu_out: torch.Tensor, factor: int, mode: str
+    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
 ) -> torch.Tensor:
-    bounds = cu_in.tolist()
-    clips = [
-        mel_reference.downsample(frames[a:b], factor, mode) for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
-    return torch.cat(clips)
-
-
-def _cpp_log_mel_supports(*_: object) -> str | None:
-    return cpp.available()
-
-
-def _cpp_downsample_supports(frames: torch.Tensor, *_: object) -> str | None:
-    if frames.dtype != torch.float32 or frames.device.type != "cpu":
-        return f"needs float32 on the CPU, got {frames.dtype} on {frames.device}"
-    return cpp.available()
+    clips = [mel_reference.downsample(frames[a:b], factor, mode) for a, b in pairwise(cu_frames.tolist())]
+    columns = frames.shape[1] * (factor if mode == "stack" else 1)
+    return torch.cat(clips) if clips else frames.new_zeros(0, columns)
 
 
 def _anything(*_: object) -> None:
     """Runs wherever PyTorch does."""
 
 
-registry.register("log_mel", "cpp", cpp.log_mel, supports=_cpp_log_mel_supports, available=cpp.available)
-registry.register("log_mel", "reference", _reference_log_mel, supports=_anything, available=_anything)
-registry.register(
-    "mel_downsample", "cpp", cpp.downsample, supports=_cpp_downsample_supports, available=cpp.available
-)
-registry.register(
-    "mel_downsample", "reference", _reference_downsample, supports=_anything, available=_anything
-)
+for _op, _run, _supports, _plain in (
+    ("log_mel", cpp.log_mel, cpp.log_mel_supports, _reference_log_mel),
+    ("mel_downsample", cpp.downsample, cpp.downsample_supports, _reference_downsample),
+):
+    registry.register(_op, "cpp", _run, supports=_supports, available=cpp.available)
+    registry.register(_op, "reference", _plain, supports=_anything, available=_anything)

@@ -58,37 +58,64 @@ def mel_filterbank(
 ) -> torch.Tensor:
     """Triangular filters (n_mels, n_fft // 2 + 1) float32, each of unit area in Hz (Slaney's norm).
 
-    The result is shared: do not modify it. Raises ValueError for an unknown scale or an empty band range.
+    f_min, f_max: Hz. The result is shared: do not modify it. Bands narrower than the distance of two bins may
+    be empty. Raises ValueError for an unknown scale, no bands, or an empty frequency range.
     """
     if scale not in ("slaney", "htk") or not 0.0 <= f_min < f_max <= sample_rate / 2:
         raise ValueError(
-            f"scale, f_min, f_max: expected slaney or htk and 0 <= f_min < f_max <= {sample_rate / 2:g}, got {scale!r}, "
-            f"{f_min:g}, {f_max:g}."
+            f"scale, f_min, f_max: expected slaney or htk and 0 <= f_min < f_max <= {sample_rate / 2:g}, got "
+            f"{scale!r}, {f_min:g}, {f_max:g}."
         )
+    if not 1 <= n_mels <= 4096 or not 4 <= n_fft <= 65_536 or n_fft % 2:
+        raise ValueError(f"n_mels, n_fft: expected 1 to 4096 and an even 4 to 65536, got {n_mels}, {n_fft}.")
     ends = _hz_to_mel(np.array([f_min, f_max]), scale)
     edges = _mel_to_hz(np.linspace(ends[0], ends[1], n_mels + 2), scale)
     bins = np.arange(n_fft // 2 + 1) * sample_rate / n_fft
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
     triangles = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (upper - lower))
-    return torch.from_numpy(triangles.astype(np.float32))
+    # A tensor born in inference mode could never be used for training afterwards.
+    with torch.inference_mode(False):
+        return torch.from_numpy(triangles.astype(np.float32))
+
+
+def filterbank_of(spec: MelSpec) -> torch.Tensor:
+    """The filters of a spec: (n_mels, n_fft // 2 + 1) float32, shared."""
+    return mel_filterbank(
+        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate,
+        f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale,
+    )  # fmt: skip
 
 
 @functools.cache
 def window(spec: MelSpec) -> torch.Tensor:
-    """Periodic Hann window of win_length, centred in n_fft zeros: (n_fft,) float32."""
-    hann = torch.hann_window(spec.win_length, periodic=True, dtype=torch.float64)
-    left = (spec.n_fft - spec.win_length) // 2
-    return F.pad(hann, (left, spec.n_fft - spec.win_length - left)).float()
+    """Periodic Hann window of win_length, centred in n_fft zeros: (n_fft,) float32, shared."""
+    with torch.inference_mode(False):
+        hann = torch.hann_window(spec.win_length, periodic=True, dtype=torch.float64, device="cpu")
+        left = (spec.n_fft - spec.win_length) // 2
+        return F.pad(hann, (left, spec.n_fft - spec.win_length - left)).float()
 
 
 def mel_frames(n_samples: int, *, hop_length: int = 160, padding: str = "causal") -> int:
-    """Frames of a clip: causal ceil(n_samples / hop_length), reflect floor(n_samples / hop_length) (Whisper's)."""
+    """Frames of a clip: causal ceil(n_samples / hop_length), reflect n_samples // hop_length (Whisper's).
+
+    Raises ValueError for a negative length, a hop below 1 or another padding.
+    """
+    if n_samples < 0 or hop_length < 1 or padding not in ("causal", "reflect"):
+        raise ValueError(
+            "n_samples, hop_length, padding: expected at least 0, at least 1 and causal or reflect, got "
+            f"{n_samples}, {hop_length}, {padding!r}."
+        )
     return -(-n_samples // hop_length) if padding == "causal" else n_samples // hop_length
 
 
+def not_finite(clip: int) -> str:
+    """The message of both backends for a clip that cannot be analysed."""
+    return f"waveform: clip {clip} holds a sample that is not finite or far outside [-1, 1]; drop the clip."
+
+
 def log_mel(waveform: torch.Tensor, spec: MelSpec) -> torch.Tensor:
-    """One clip (n_samples,) float32 or float64 -> (n_frames, n_mels) of the same dtype.
+    """One clip (n_samples,) float32 or float64 -> (n_frames, n_mels) of the same dtype; differentiable.
 
     causal: n_fft - hop zeros before, zeros after, so frame t sees samples before (t + 1) * hop only.
     reflect: n_fft // 2 mirrored samples on both sides, the last frame dropped.
@@ -103,12 +130,9 @@ def log_mel(waveform: torch.Tensor, spec: MelSpec) -> torch.Tensor:
         half = spec.n_fft // 2
         padded = F.pad(waveform[None], (half, half), mode="reflect")[0]
     segments = padded.unfold(0, spec.n_fft, spec.hop_length)[:n_frames]
-    power = torch.fft.rfft(segments * window(spec).to(waveform.dtype)).abs().square()
-    filters = mel_filterbank(
-        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate,
-        f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale,
-    )  # fmt: skip
-    mel = (power @ filters.to(waveform.dtype).T).clamp(min=spec.floor)
+    spectrum = torch.fft.rfft(segments * window(spec).to(waveform))
+    power = spectrum.real.square() + spectrum.imag.square()
+    mel = (power @ filterbank_of(spec).to(waveform).T).clamp(min=spec.floor)
     if spec.log == "ln":
         return mel.log()
     log10 = mel.log10()
@@ -125,5 +149,5 @@ def downsample(frames: torch.Tensor, factor: int, mode: str) -> torch.Tensor:
     groups = padded.view(rows, factor, width)
     valid = (torch.arange(rows * factor, device=frames.device) < n).view(rows, factor, 1)
     if mode == "max":
-        return groups.masked_fill(~valid, float("-inf")).amax(1)
+        return groups.masked_fill(~valid, float("-inf")).max(1).values
     return groups.sum(1) / valid.sum(1)

@@ -50,7 +50,8 @@ def direct(wave: np.ndarray, t: int, spec: MelSpec) -> np.ndarray:
     angles = -2j * np.pi * np.outer(np.arange(spec.n_fft // 2 + 1), np.arange(spec.n_fft)) / spec.n_fft
     power = np.abs(np.exp(angles) @ samples) ** 2
     filters = mel_filterbank(
-        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate, f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale
+        n_mels=spec.n_mels, n_fft=spec.n_fft, sample_rate=spec.sample_rate,
+        f_min=spec.f_min, f_max=spec.f_max, scale=spec.scale,
     ).double().numpy()  # fmt: skip
     return np.log(np.maximum(filters @ power, spec.floor))
 
@@ -90,7 +91,8 @@ def test_error_in_whispers_scale_is_small(backend: str) -> None:
     assert found.shape == (300, 128)
     error = (found - mel_reference.log_mel(wave.double(), spec)).abs().max()
     assert error < {"cpp": 2e-5, "reference": 4e-5}[backend], "the extension is more exact than fp32 PyTorch"
-    assert found.max() <= 2.0 and found.max() - found.min() <= 2.0 + 1e-6
+    assert found.max() <= 2.0
+    assert found.max() - found.min() <= 2.0 + 1e-6
 
 
 @pytest.mark.parametrize("log", ["ln", "whisper"])
@@ -103,7 +105,8 @@ def test_a_ragged_batch_gives_each_clip_what_it_gives_alone_bit_for_bit(backend:
         alone = torch.cat([log_mel(c, log=log) for c in clips if len(c)])
         threaded = log_mel(torch.cat(clips), cu_samples=cu, log=log, n_threads=3)
         batch = log_mel(torch.stack([clips[2], clips[2] * 0.5]), log=log)
-    assert torch.equal(together, alone) and torch.equal(together, threaded)
+    assert torch.equal(together, alone)
+    assert torch.equal(together, threaded)
     assert torch.equal(batch[0], alone[2 : 2 + 26])
 
 
@@ -147,7 +150,7 @@ def test_filters_have_unit_area_and_overlap() -> None:
         ({"waveform": torch.zeros(2, 3, 4)}, "flat with cu_samples"),
         ({"waveform": torch.zeros(100), "padding": "reflect", "hop_length": 50}, "too short to reflect"),
         ({"waveform": torch.zeros(100), "padding": "same"}, "causal or reflect"),
-        ({"waveform": torch.zeros(100), "n_fft": 401}, "even n_fft"),
+        ({"waveform": torch.zeros(100), "n_fft": 401}, "even number"),
         (
             {"waveform": torch.zeros(100), "cu_samples": torch.tensor([0, 50, 40, 100])},
             "rising from 0 to 100",
@@ -203,34 +206,3 @@ def test_downsample_rejects_what_it_cannot_group() -> None:
         mel_downsample(torch.zeros(4, 2), mode="pick")
     with pytest.raises(ValueError, match="cu_frames"):
         mel_downsample(torch.zeros(4, 2), cu_frames=torch.tensor([0, 5]))
-
-
-@pytest.mark.skipif(cpp.extension() is None, reason=cpp.available() or "")
-def test_the_extension_itself_refuses_bad_offsets() -> None:
-    window, filters = np.ones(400, np.float32), np.ones((4, 201), np.float32)
-    plan = cpp.extension().MelPlan(400, 160, window, filters)
-    wave, out = np.zeros(320, np.float32), np.zeros((2, 4), np.float32)
-    good = (np.array([0, 320]), np.array([0, 2]))
-    call = cpp.extension().log_mel_float32
-    call(plan, wave, *good, "causal", "ln", 1e-10, 1, out)
-    for samples, frames in (
-        ([0, 321], [0, 2]),
-        ([0, -1, 320], [0, 0, 2]),
-        ([0, 320], [0, 3]),
-        ([1, 320], [0, 2]),
-        ([], []),
-    ):
-        with pytest.raises(ValueError):
-            call(
-                plan,
-                wave,
-                np.array(samples, np.int64),
-                np.array(frames, np.int64),
-                "causal",
-                "ln",
-                1e-10,
-                1,
-                out,
-            )
-    with pytest.raises(ValueError, match="even number"):
-        cpp.extension().MelPlan(401, 160, window, filters)

@@ -1,0 +1,59 @@
+// The tables of one log-mel definition, and the plain view of them that the vector code reads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+namespace muomni {
+
+// Frames are transformed LANES at a time, one frame a lane: element n of lane l lies at [n * LANES + l], so every
+// inner loop is contiguous and needs no shuffle.
+constexpr int LANES = 16;
+
+struct alignas(64) Lane {
+    float value[LANES];
+};
+
+// One pass of the mixed-radix FFT (Stockham, decimation in frequency).
+struct FftPass {
+    int radix;
+    int m;                 // butterflies: remaining length / radix
+    int stride;            // product of the radices before
+    const float* twiddle;  // (m, radix, 2): exp(-2 pi i j r / (radix * m))
+    const float* root;     // (radix, 2): exp(-2 pi i q / radix)
+};
+
+// Pointers only: code compiled for one instruction set may not instantiate anything the linker could share.
+struct TableView {
+    int n_fft, n_mels, n_passes;
+    const FftPass* passes;    // complex FFT of n_fft / 2
+    const float* window;      // (n_fft,) halved: the split of the real spectrum needs no factor then
+    const float* unpack;      // (n_fft / 4 + 1, 2): exp(-2 pi i k / n_fft)
+    const int* band_begin;    // (n_mels,) first bin of each band
+    const int* band_offset;   // (n_mels + 1,) into weights
+    const float* weights;     // filter weights from each band's first to its last bin
+};
+
+class MelTables {
+public:
+    // window: (n_fft,) already centred in n_fft; filters: (n_mels, n_fft / 2 + 1), dense, zeros included.
+    MelTables(int n_fft, const float* window, const float* filters, int n_mels);
+    MelTables(const MelTables&) = delete;
+    MelTables& operator=(const MelTables&) = delete;
+
+    TableView view;
+
+    // Lanes of scratch one block of frames needs.
+    int64_t scratch_lanes() const { return 2 * static_cast<int64_t>(view.n_fft) + view.n_fft / 2 + 1 + view.n_mels; }
+
+private:
+    const float* keep(std::vector<float> values);
+    void plan_fft(int n);
+
+    std::deque<std::vector<float>> floats_;
+    std::vector<FftPass> passes_;
+    std::vector<int> band_begin_, band_offset_;
+};
+
+}  // namespace muomni
