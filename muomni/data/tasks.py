@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,10 @@ NAMING = ("name", "name spoken", "group", "group spoken")
 TASKS = (*NAMING, "transcribe", "chat", "say")
 MAX_CHAT_CHARACTERS = 120
 """Longest utterance of a chat pair."""
+MAX_CHAT_PAIRS = 2_500
+"""Chat pairs of a split; more would crowd out the tasks with media."""
+TRANSCRIPTIONS = 4
+"""Times a training recording is to be transcribed in one pass over the examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,6 @@ class Example:
 Clip = embedded.SpeechItem | embedded.QuestionItem
 
 
-@functools.cache
 def clips(split: embedded.Split) -> tuple[Clip, ...]:
     """Every clip of a split: recordings, then spoken questions."""
     return (*embedded.speech(split), *embedded.questions(split))
@@ -64,14 +66,17 @@ def examples(split: embedded.Split, *, max_audio_samples: int) -> list[Example]:
             found.append(Example(task=f"{kind} spoken", question="", answer=answer, picture=i, clip=clip))
     for i, item in enumerate(embedded.speech(split)):
         if item.n_samples <= max_audio_samples:
-            found.append(
-                Example(task="transcribe", question=TRANSCRIBE[i % len(TRANSCRIBE)], answer=item.text, clip=i)
-            )
+            for n in range(TRANSCRIPTIONS if split == "train" else 1):
+                asks = TRANSCRIBE[(i + n) % len(TRANSCRIBE)]
+                found.append(Example(task="transcribe", question=asks, answer=item.text, clip=i))
             found.append(Example(task="say", question=SAY + item.text, answer=item.text))
-    for talk in embedded.conversations(split):
-        for said, reply in zip(talk.turns[::2], talk.turns[1::2], strict=False):
-            if max(len(said), len(reply)) <= MAX_CHAT_CHARACTERS:
-                found.append(Example(task="chat", question=said, answer=reply))
+    pairs = [
+        (said, reply)
+        for talk in embedded.conversations(split)
+        for said, reply in zip(talk.turns[::2], talk.turns[1::2], strict=False)
+        if max(len(said), len(reply)) <= MAX_CHAT_CHARACTERS
+    ]
+    found += [Example(task="chat", question=said, answer=reply) for said, reply in pairs[:MAX_CHAT_PAIRS]]
     for item in embedded.pictures(split):
         found.append(Example(task="say", question=SAY + item.label, answer=item.label))
     return found

@@ -15,7 +15,11 @@ from muomni.tokens import IGNORE_INDEX
 @torch.no_grad()
 def test_packed_scores_equal_one_document_at_a_time(session: Session) -> None:
     thinker = session.engine.model.thinker
-    turns = [Turn(text=[40, 41], answer=[50]), Turn(text=[42], answer=[51, 52, 53, 54]), Turn(answer=[60, 61])]
+    turns = [
+        Turn(text=[40, 41], answer=[50]),
+        Turn(text=[42], answer=[51, 52, 53, 54]),
+        Turn(answer=[60, 61]),
+    ]
     documents = [render([turn], n_image_tokens=1, max_seq_len=128) for turn in turns]
     scores = score(thinker, documents)
     assert scores.n_targets.tolist() == [2, 5, 3]

@@ -89,22 +89,22 @@ def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session
         "the cat sat", audio=_clip(), speak=False, max_new_tokens=12, temperature=1.0, seed=5
     )
     frames = read_clip(_clip(), session.config)
-    seen = [session.engine.logits(stream._prompt.hidden)]
-    step = session.engine.step
+    sampler, seen = stream._sampler, []
 
-    def watched(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
-        state, embed = step(*arguments)  # type: ignore[arg-type]
-        seen.append(session.engine.logits(state[0, 0]))
-        return state, embed
+    def watched(logits: torch.Tensor) -> torch.Tensor:
+        seen.append(logits)
+        return sampler(logits)
 
-    session.engine.step = watched  # type: ignore[method-assign]
+    stream._sampler = watched  # type: ignore[assignment]
     for _ in stream:
         pass
     turn = Turn(text=session.tokenizer.encode("the cat sat"), clips=[len(frames)], answer=stream.ids)
     full = _full_forward(session, [turn], [], [frames])
-    n = len(stream.ids)
+    n = len(seen)
     assert n > 2
-    torch.testing.assert_close(torch.stack(seen), full[-n - 2 : -1], atol=1e-5, rtol=1e-5)
+    # The first logits are those of [ASSISTANT], the position before the answer.
+    start = len(full) - len(stream.ids) - 2
+    torch.testing.assert_close(torch.stack(seen), full[start : start + n], atol=1e-5, rtol=1e-5)
 
 
 def test_stream_concatenates_to_the_turn(session: Session) -> None:
@@ -136,6 +136,24 @@ def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
         offline = model.vocoder(stepped.reshape(-1, mel.n_mels) * mel.std + mel.mean).clamp(-1, 1).numpy()
     assert reply.codes.shape[1] * 1_280 == len(reply.waveform)
     np.testing.assert_allclose(reply.waveform, offline, atol=1e-5)
+
+
+@torch.no_grad()
+def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Session) -> None:
+    engine, ids = session.engine, session.tokenizer.encode("the cat sat")
+    states, embeds = engine.spoken_states([40, 41], ids)
+    speech = session._speech(0.0, 0, top_k=None)
+    for t in range(len(ids)):
+        speech.text(states[:, t : t + 1], embeds[:, t : t + 1])
+    for _ in range(6):
+        speech.pad()
+    codes = torch.from_numpy(speech.codes())[None]
+    assert codes.shape == (1, 8, len(ids) + 6)
+    talker = engine.model.talker
+    condition = talker.condition(states.clone(), embeds.clone(), torch.tensor([len(ids)]), codes.shape[2])
+    out = talker(codes, condition)
+    assert torch.equal(out["logits"].argmax(-1)[0].T, codes[0])
+    assert speech.stopped == bool(out["stop"][0, -1] > 0)
 
 
 def test_timings_are_in_order(session: Session) -> None:
