@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muomni.data import embedded, tasks
+from muomni.data import embedded
 from muomni.evaluate.run import evaluate
 
 
@@ -21,10 +21,8 @@ def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_family_gives_whole_figures(tmp_path: Path, write_run: Callable, few_items: None) -> None:
     write_run(tmp_path, max_seq_len=512)
-    tasks.clips.cache_clear()
     seen: list[str] = []
     result = evaluate(tmp_path, progress=lambda done, total, name: seen.append(name), device="cpu")
-    tasks.clips.cache_clear()
     assert seen == [*result["seconds"], "done"]
     figures = {row["name"]: row for row in result["figures"]}
     assert len(figures) == len(result["figures"])
