@@ -23,7 +23,8 @@ EXIT_INTERRUPTED = 75
 
 Run = Annotated[Path, arg(help="Directory of the trained stages.")]
 Settings = Annotated[
-    tuple[str, ...], arg(name="set", help="Settings such as optim.lr=3e-4 (several may follow).", metavar="NAME=VALUE ...")
+    tuple[str, ...],
+    arg(name="set", help="Settings such as optim.lr=3e-4 (several may follow).", metavar="NAME=VALUE ..."),
 ]
 
 app = tyro.extras.SubcommandApp()
@@ -33,6 +34,13 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True)
+
+
+def _one_thread() -> None:
+    """Decoding is many tiny operations: a second thread only makes them wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @app.command
@@ -56,7 +64,7 @@ def demo(
     from muomni.demo import run_demo
 
     console = _console()
-    failed = run_demo(out, size=size, seed=seed, shortened=shortened, console=console)
+    failed = run_demo(out, size=size, seed=seed, short=shortened, console=console)
     for line in failed:
         print(f"below its margin: {line}", file=sys.stderr)
     print(f"Open {out / 'report.html'}")
@@ -93,8 +101,12 @@ def train(
 
 
 @app.command(name="eval")
-def evaluate(*, run: Run = Path("out/demo/model"), split: Literal["validation", "test"] = "test", json_: Annotated[
-    bool, arg(name="json", help="Print JSON.")] = False) -> None:
+def evaluate(
+    *,
+    run: Run = Path("out/demo/model"),
+    split: Literal["validation", "test"] = "test",
+    json_: Annotated[bool, arg(name="json", help="Print JSON.")] = False,
+) -> None:
     """Held-out figures of a trained model, each with its trivial baseline, n and interval.
 
     Args:
@@ -139,16 +151,21 @@ def chat(
     """
     import muomni
 
+    _one_thread()
     session = muomni.load(run)
 
     def turn(line: str | None, picture: Path | None, sound: Path | None) -> None:
         from muomni.data.media import write_wav
 
-        reply = session.turn(line, image=picture, audio=sound, temperature=temperature, seed=seed, speak=out is not None)
+        reply = session.turn(
+            line, image=picture, audio=sound, temperature=temperature, seed=seed, speak=out is not None
+        )
         if out is not None:
             write_wav(out, reply.waveform, reply.sample_rate)
         if json_:
-            print(json.dumps({"text": reply.text, "audio": str(out) if out else None, "timings": reply.timings}))
+            print(
+                json.dumps({"text": reply.text, "audio": str(out) if out else None, "timings": reply.timings})
+            )
         else:
             print(reply.text, flush=True)
 
@@ -192,6 +209,7 @@ def say(
     import muomni
     from muomni.data.media import write_wav
 
+    _one_thread()
     waveform = muomni.load(run).say(text, temperature=temperature, seed=seed)
     write_wav(out, waveform, 16_000)
     print(f"{out}: {len(waveform) / 16_000:.2f} s")
@@ -241,10 +259,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOENT,
+            errno.ENOTDIR,
+        ):
             raise
         where = f" {error.filename}" if error.filename else ""
-        print(f"muomni: cannot write or read{where}: {error.strerror}; choose another path or free space.", file=sys.stderr)
+        print(
+            f"muomni: cannot write or read{where}: {error.strerror}; choose another path or free space.",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -53,7 +53,9 @@ def test_bad_setting_is_one_clear_line(setting: str, expected: str) -> None:
 
 def test_unknown_and_missing_keys_are_errors() -> None:
     values = to_dict(recipes.recipe("nano", "text"))
-    with pytest.raises(ConfigError, match=r"train\.stepz is not a setting of TrainConfig; did you mean train\.steps"):
+    with pytest.raises(
+        ConfigError, match=r"train\.stepz is not a setting of TrainConfig; did you mean train\.steps"
+    ):
         from_dict(RunConfig, {**values, "train": {**values["train"], "stepz": 1}})
     with pytest.raises(ConfigError, match="stage: missing"):
         from_dict(RunConfig, {k: v for k, v in values.items() if k != "stage"})

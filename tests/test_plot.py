@@ -12,7 +12,9 @@ from muomni.plot import line_plot, png_data_uri
 
 def test_line_plot_is_well_formed_and_draws_every_finite_point() -> None:
     svg = line_plot(
-        {"train": [(0, 4.0), (1, float("nan")), (2, 1.0)], "a<b": [(0, 3.0)]}, title="Loss & more", references={"u": 5}
+        {"train": [(0, 4.0), (1, float("nan")), (2, 1.0)], "a<b": [(0, 3.0)]},
+        title="Loss & more",
+        references={"u": 5},
     )
     root = ET.fromstring(svg)
     lines = [e.attrib["points"].split() for e in root.iter() if e.tag.endswith("polyline")]

@@ -15,7 +15,9 @@ def test_to_array_keeps_the_aspect_on_white() -> None:
 
 
 def test_to_float_spans_minus_one_to_one_and_keeps_the_mean_when_resized() -> None:
-    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert to_float(torch.full_like(images, 255), 128).eq(1.0).all()
     assert to_float(torch.zeros_like(images), 64).eq(-1.0).all()
     small = to_float(images, 64)

@@ -112,7 +112,9 @@ def test_transparency_becomes_white_and_modes_become_rgb() -> None:
         assert read_image(png(Image.new(mode, (5, 3)))).mode == "RGB"
 
 
-@pytest.mark.parametrize("payload", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", png(Image.new("RGB", (64, 64)))[:60]])
+@pytest.mark.parametrize(
+    "payload", [b"", b"hello", b"\x89PNG\r\n\x1a\nbroken", png(Image.new("RGB", (64, 64)))[:60]]
+)
 def test_bad_pictures_are_one_line(payload: bytes) -> None:
     with pytest.raises(MediaError) as error:
         read_image(payload)

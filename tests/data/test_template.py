@@ -12,9 +12,28 @@ from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, IGNORE_INDEX, IMAGE, USER
 
 def test_turns_are_written_in_the_stated_order() -> None:
     document = render(
-        [Turn(text=[20, 21], n_images=1, clips=[3], answer=[30]), Turn(text=[22])], n_image_tokens=1, max_seq_len=64
+        [Turn(text=[20, 21], n_images=1, clips=[3], answer=[30]), Turn(text=[22])],
+        n_image_tokens=1,
+        max_seq_len=64,
     )
-    expected = [BOS, USER, IMAGE, AUDIO, AUDIO, AUDIO, 20, 21, EOS, ASSISTANT, 30, EOS, USER, 22, EOS, ASSISTANT]
+    expected = [
+        BOS,
+        USER,
+        IMAGE,
+        AUDIO,
+        AUDIO,
+        AUDIO,
+        20,
+        21,
+        EOS,
+        ASSISTANT,
+        30,
+        EOS,
+        USER,
+        22,
+        EOS,
+        ASSISTANT,
+    ]
     assert document.input_ids.tolist() == expected
     assert document.image_slots.tolist() == [2]
     assert document.audio_slots.tolist() == [3, 4, 5]

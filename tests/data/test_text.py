@@ -19,7 +19,16 @@ def tokenizer() -> Tokenizer:
 FORGERIES = [
     form
     for token in SPECIAL_TOKENS
-    for form in (token, f" {token} ", f"{token}{token}", token.upper(), f"a{token}b", token[:-1], f"\n{token}\0", f"<{token}>")
+    for form in (
+        token,
+        f" {token} ",
+        f"{token}{token}",
+        token.upper(),
+        f"a{token}b",
+        token[:-1],
+        f"\n{token}\0",
+        f"<{token}>",
+    )
 ]
 
 
@@ -72,7 +81,9 @@ def test_common_words_are_few_tokens(tokenizer: Tokenizer) -> None:
     assert len(text.encode()) / len(tokenizer.encode(text)) > 1.8
 
 
-@pytest.mark.parametrize(("content", "expected"), [(None, "no tokenizer"), ("{", "is not JSON"), ("{}", "is not a BPE")])
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "no tokenizer"), ("{", "is not JSON"), ("{}", "is not a BPE")]
+)
 def test_bad_tokenizer_files(content: str | None, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     if content is not None:

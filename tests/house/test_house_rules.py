@@ -58,7 +58,9 @@ def test_exceptions_are_caught_narrowly(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
-            assert caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno} catches {caught}"
+            assert caught not in ("everything", "Exception", "BaseException"), (
+                f"line {node.lineno} catches {caught}"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)

@@ -20,10 +20,14 @@ print(json.dumps(dict(new=sorted(new), environ=dict(os.environ) == environ, path
 
 
 def _run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=dict(os.environ))
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=dict(os.environ)
+    )
 
 
-@pytest.mark.parametrize("module", ["muomni", "muomni_kernels", "muomni.cli", "muomni.config", "muomni.recipes"])
+@pytest.mark.parametrize(
+    "module", ["muomni", "muomni_kernels", "muomni.cli", "muomni.config", "muomni.recipes"]
+)
 def test_import_loads_no_torch_and_leaves_no_side_effects(module: str, tmp_path: Path) -> None:
     done = _run(PROBE.format(module=module), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,246 @@
+"""The whole path in one run: train every stage, measure on held-out items, answer one omni turn, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from muomni.config import STAGES, RunConfig
+from muomni.data import embedded
+from muomni.data.audio import audio_frames, denormalise, log_mel
+from muomni.data.media import read_image, write_wav
+from muomni.doctor import device_name, versions
+from muomni.evaluate import margins
+from muomni.evaluate import run as evaluation
+from muomni.evaluate.report import Report, Section, Sound, Turn, picture, render, text
+from muomni.infer.session import Session, load
+from muomni.models.omni import parameter_table
+from muomni.plot import line_plot
+from muomni.progress import bar
+from muomni.recipes import model, recipe, shortened
+from muomni.train import checkpoint, metrics
+from muomni.train.loop import Result, train
+from muomni.train.stages import stage
+
+SHORTENED_SCALE = 0.5
+"""Share of the recipe's steps that the shortened demo takes."""
+N_EXAMPLES = 8
+"""Held-out examples shown in each of the report's tables."""
+
+
+def train_stage(run: RunConfig, root: Path, *, console: Console) -> Result:
+    """Train one stage under a progress bar; a finished one is reused.
+
+    Raises what the loop raises: a missing prerequisite, a checkpoint of another size, an interruption.
+    """
+
+    def note(row: dict[str, float]) -> str:
+        loss = [f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/") and v]
+        return ", ".join(loss[:3])
+
+    with bar(run.stage, console) as update:
+        result = train(
+            stage(run), run, root, progress=lambda step, steps, row: update(step, steps, note(row))
+        )
+    if result.reused:
+        console.print(f"{run.stage:<10} finished before, reused")
+    return result
+
+
+def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) -> list[str]:
+    """Write report.html, answer.txt, reply.wav and metrics.json into out, the trained stages into out/model.
+
+    Returns one line for every held-out figure that misses its margin.
+    """
+    started = time.perf_counter()
+    root = out / "model"
+    root.mkdir(parents=True, exist_ok=True)
+    for name in STAGES:
+        run = shortened(size, name, scale=SHORTENED_SCALE) if short else recipe(size, name)
+        train_stage(dataclasses.replace(run, seed=seed), root, console=console)
+    measured = measure(root, console=console)
+    figures, failed = margins.judge(measured["figures"], margins.SHORTENED if short else margins.DEMO)
+    # Decoding is many tiny operations: a second thread only makes them wait for each other.
+    torch.set_num_threads(1)
+    session = load(root)
+    turn, timings = omni_turn(session, out)
+    records = {name: checkpoint.read_record(root / name) or {} for name in STAGES}
+    seconds = {name: float(record.get("seconds", 0.0)) for name, record in records.items()}
+    seconds |= {"evaluation": sum(measured["seconds"].values()), "this call": time.perf_counter() - started}
+    parts = [(name, f"{count:,}") for name, count in parameter_table(session.config)]
+    page = Report(
+        title=f"muomni {size}: an omni model trained from scratch",
+        lead=f"Every part below was trained from random weights on {device_name()} in "
+        f"{sum(v for k, v in seconds.items() if k in STAGES) / 60:.1f} minutes, on the recordings, pictures and "
+        "texts that come with the package. Everything shown was held out from training.",
+        turn=turn,
+        figures=figures,
+        curves={name: curve(root / name) for name in STAGES},
+        sections=examples(session),
+        tables={
+            "Parameters": [("part", "parameters"), *parts],
+            "Time": [("part", "seconds"), *((name, f"{value:.1f}") for name, value in seconds.items())],
+            "Versions": [("what", "version"), *versions().items(), ("device", device_name())],
+        },
+        attribution=embedded.attribution(),
+    )
+    (out / "report.html").write_text(render(page), encoding="utf-8")
+    result = {
+        "size": size,
+        "seed": seed,
+        "shortened": short,
+        "figures": figures,
+        "seconds": seconds,
+        "turn": {"question": turn.question, "answer": turn.answer, "truth": turn.picture_label, **timings},
+        "parameters": dict(parameter_table(session.config)),
+        "device": device_name(),
+        "versions": versions(),
+    }
+    checkpoint.write_json(out / "metrics.json", result)
+    return failed
+
+
+def measure(root: Path, *, console: Console) -> dict[str, Any]:
+    """Held-out figures of the run, measured again only when a stage changed."""
+    state = {name: checkpoint.manifest_hash(root / name) for name in STAGES}
+    path = root / "evaluation.json"
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("stages") == state:
+            console.print(f"{'measure':<10} stages unchanged, reused")
+            return kept
+    with bar("measure", console) as update:
+        measured = evaluation.evaluate(root, split="test", progress=update)
+    measured["stages"] = state
+    checkpoint.write_json(path, measured)
+    return measured
+
+
+def sound(waveform: np.ndarray, session: Session) -> Sound:
+    """A waveform with its log-mel, for the report."""
+    return Sound(waveform=waveform, log_mel=log_mel(waveform, session.config.mel).numpy())
+
+
+def png(item: embedded.PictureItem) -> bytes:
+    """A picture of the embedded set as PNG."""
+    buffer = io.BytesIO()
+    read_image(embedded.picture_bytes(item)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
+    """The first held-out picture with the first held-out spoken question: text and speech, written into out."""
+    shown = embedded.pictures("test")[0]
+    asked = next(q for q in embedded.questions("test") if q.kind == "group")
+    session.reset()
+    reply = session.turn(image=embedded.picture_bytes(shown), audio=embedded.audio_bytes(asked), seed=0)
+    (out / "answer.txt").write_text(reply.text + "\n", encoding="utf-8")
+    write_wav(out / "reply.wav", reply.waveform, reply.sample_rate)
+    (out / "picture.png").write_bytes(png(shown))
+    timings = {name: value for name, value in reply.timings.items() if value is not None}
+    said = {
+        "first text": f"{timings['first_text'] * 1e3:.0f} ms",
+        "first sound": f"{timings.get('first_audio', float('nan')) * 1e3:.0f} ms",
+        "text": f"{timings.get('tokens_per_second', 0.0):.0f} tokens/s",
+        "speech": f"{timings.get('rtf', float('nan')):.2f} x its duration",
+    }
+    turn = Turn(
+        picture_png=png(shown),
+        picture_label=f"{shown.label} ({shown.group})",
+        question=asked.text,
+        question_note=f"synthetic voice {asked.voice}; wording and picture never seen in training",
+        question_sound=sound(embedded.waveform(asked), session),
+        answer=reply.text,
+        reply_sound=sound(reply.waveform, session),
+        timings=said,
+    )
+    return turn, timings
+
+
+@torch.inference_mode()
+def codec_copy(session: Session, waveform: np.ndarray) -> np.ndarray:
+    """A waveform through the codec's codes and the vocoder: (n_samples,) float32."""
+    codec, mel = session.engine.model.codec, session.config.mel
+    frames = audio_frames(waveform, mel, factor=session.config.codec.factor)[None].to(session.engine.device)
+    decoded = denormalise(codec.decode(codec.encode(frames))[0].reshape(-1, mel.n_mels), mel)
+    return session.engine.model.vocoder(decoded).cpu().numpy()
+
+
+def curve(directory: Path) -> str:
+    """A stage's training losses as SVG."""
+    rows = metrics.read_rows(directory)
+    names = [k for k in rows[-1] if k.startswith("loss/") and any(row.get(k) for row in rows)]
+    series = {
+        name.removeprefix("loss/"): [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        for name in names
+    }
+    return line_plot(series, title=f"{directory.name}: training loss")
+
+
+def spread(items: Sequence[Any], n: int) -> list[Any]:
+    """n items, evenly spaced: no choosing of good examples."""
+    return [items[i * len(items) // n] for i in range(min(n, len(items)))]
+
+
+def examples(session: Session) -> list[Section]:
+    """Held-out examples, evenly spaced over the test split, good and bad alike."""
+    asked = embedded.questions("test")
+    named: list[tuple[str, ...]] = []
+    for i, item in enumerate(spread(embedded.pictures("test"), N_EXAMPLES)):
+        answers = []
+        for kind in ("name", "group"):
+            question = [q for q in asked if q.kind == kind][i % 10]
+            session.reset()
+            reply = session.turn(
+                image=embedded.picture_bytes(item), audio=embedded.audio_bytes(question), speak=False
+            )
+            answers.append(reply.text)
+        named.append(
+            (picture(png(item), item.label), text(f"{item.label}: {item.group}"), *map(text, answers))
+        )
+    heard: list[tuple[str, ...]] = []
+    fitting = [c for c in embedded.speech("test") if c.n_samples <= session.config.max_audio_samples]
+    for clip in spread(fitting, N_EXAMPLES):
+        waveform = embedded.waveform(clip)
+        session.reset()
+        thought = session.turn("what is said here", audio=embedded.audio_bytes(clip), speak=False).text
+        player = sound(waveform, session).player(spectrogram=False)
+        heard.append(
+            (player, text(clip.text), text(session.transcribe(embedded.audio_bytes(clip))), text(thought))
+        )
+    spoken: list[tuple[str, ...]] = []
+    for clip in spread(sorted(fitting, key=lambda c: c.n_samples)[len(fitting) // 3 :], 3):
+        real, copied = embedded.waveform(clip), codec_copy(session, embedded.waveform(clip))
+        own = session.say(clip.text, seed=0)
+        spoken.append((text(clip.text), *(sound(w, session).player() for w in (real, copied, own))))
+    session.reset()
+    return [
+        Section(
+            title="Pictures never seen, asked by voice",
+            note="One token a picture. Two spoken questions each: what it is, and what kind of thing it is.",
+            header=("picture", "truth", "name, answered", "kind, answered"),
+            rows=named,
+        ),
+        Section(
+            title="Recordings never heard",
+            note="Real speech. Spelled by the CTC head of the audio encoder, and written by the Thinker.",
+            header=("recording", "what is said", "CTC head", "Thinker"),
+            rows=heard,
+        ),
+        Section(
+            title="Speech",
+            note="The recording; its copy through 8 codes a frame at 12.5 Hz and the Griffin-Lim vocoder; the Talker "
+            "reading the same text. The neural vocoder comes with the speech issue.",
+            header=("text", "recording", "codec copy", "Talker"),
+            rows=spoken,
+        ),
+    ]
