@@ -26,5 +26,6 @@ assert cpp.available() is None, cpp.available()
 assert b"__asan_init" in open(cpp.extension().__file__, "rb").read(), "the extension is not instrumented"
 CHECK
 
-"$python" -m pytest -q -p no:cacheprovider tests/kernels/test_mel.py tests/kernels/test_mel_extension.py
+# Capture would swallow the report of the finding that ends the process.
+"$python" -m pytest -q --capture=no -p no:cacheprovider tests/kernels/test_mel.py tests/kernels/test_mel_extension.py
 echo "sanitize: no findings"
