@@ -82,7 +82,7 @@ _MODELS = {"nano": nano, "tiny": tiny, "base": base}
 
 # Steps and rates of size nano were tuned on two CPU cores; docs/LOG.md has what was tried.
 _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
-    "text": (TrainConfig(steps=500, batch_tokens=2_048, batch_items=96), OptimConfig(lr=3e-3)),
+    "text": (TrainConfig(steps=600, batch_tokens=1_024, batch_items=64), OptimConfig(lr=8e-3)),
     "audio": (TrainConfig(steps=900, batch_tokens=640, batch_items=64), OptimConfig(lr=2e-3)),
     "vision": (TrainConfig(steps=350, batch_items=128), OptimConfig(lr=2e-3)),
     "codec": (TrainConfig(steps=500, batch_tokens=512, batch_items=64), OptimConfig(lr=2e-3)),

@@ -125,7 +125,9 @@ def pack(
         labels[start : end - 1] = document.labels[1:]
         positions[start:end] = document.positions
         n_frames = sum(len(clip) for clip in own.clips)
-        if len(own.images) * n_image_tokens != len(document.image_slots) or n_frames != len(document.audio_slots):
+        if len(own.images) * n_image_tokens != len(document.image_slots) or n_frames != len(
+            document.audio_slots
+        ):
             raise ValueError(
                 f"media: expected {len(document.image_slots)} image and {len(document.audio_slots)} audio features, "
                 f"got {len(own.images) * n_image_tokens} and {n_frames}."
@@ -143,7 +145,9 @@ def pack(
         raise ValueError(f"media: {len(images)} pictures but n_images is 0.")
     if n_audio:
         fields["audio_frames"] = _filled(clips, (n_audio, frame_width), stacked=False)
-        fields["audio_cu_seqlens"] = cumulative([len(c) for c in clips], n_max=n_clips, total=n_audio, longest=max_clip)
+        fields["audio_cu_seqlens"] = cumulative(
+            [len(c) for c in clips], n_max=n_clips, total=n_audio, longest=max_clip
+        )
         fields["audio_max_seqlen"] = max_clip
         fields["audio_index"] = _index(slots["audio"], n_audio, n_tokens)
     elif clips:
@@ -238,7 +242,10 @@ class Order:
         """Neighbours in length, equal lengths in the order given."""
         rows: list[list[int]] = [[]]
         for item in order[np.argsort(self.lengths[order, 0], kind="stable")].tolist():
-            if len(rows[-1]) == self.n_items or (len(rows[-1]) + 1) * self.lengths[item, 0] > self.capacity[0]:
+            if (
+                len(rows[-1]) == self.n_items
+                or (len(rows[-1]) + 1) * self.lengths[item, 0] > self.capacity[0]
+            ):
                 rows.append([])
             rows[-1].append(item)
         return [row for row in rows if row]
@@ -249,7 +256,9 @@ class Order:
         smallest = self.lengths[:, 0].min()
         for item in order:
             need = self.lengths[item]
-            fitting = [(int(room[0] - need[0]), i) for i, (_, room) in enumerate(open_rows) if (room >= need).all()]
+            fitting = [
+                (int(room[0] - need[0]), i) for i, (_, room) in enumerate(open_rows) if (room >= need).all()
+            ]
             if fitting:
                 row, room = open_rows[min(fitting)[1]]
             else:

@@ -89,7 +89,9 @@ class Writer:
         self.ids.extend([IMAGE] * (grid * grid))
         self.labels.extend([IGNORE_INDEX] * (grid * grid))
         first = start + 1
-        self.positions.extend((first, first + row, first + column) for row in range(grid) for column in range(grid))
+        self.positions.extend(
+            (first, first + row, first + column) for row in range(grid) for column in range(grid)
+        )
         self.next = first + grid
 
     def document(self, *, answers: Sequence[tuple[int, int]] = (), truncated: int = 0) -> Document:
@@ -105,7 +107,9 @@ class Writer:
         )
 
 
-def render(turns: Sequence[Turn], *, n_image_tokens: int, max_seq_len: int, truncate: bool = False) -> Document:
+def render(
+    turns: Sequence[Turn], *, n_image_tokens: int, max_seq_len: int, truncate: bool = False
+) -> Document:
     """Render a conversation.
 
     turns: in order; only the last may lack an answer.

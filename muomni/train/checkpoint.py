@@ -112,7 +112,9 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not readable ({error}); delete {stage_dir} and train it again.") from error
+        raise CheckpointError(
+            f"{path}: not readable ({error}); delete {stage_dir} and train it again."
+        ) from error
 
 
 def newest_step(stage_dir: Path) -> int | None:

@@ -92,7 +92,9 @@ def train(
         model = stage.build(run, root).to(where)
         if record is not None and not same:
             _set_aside(directory)
-        return _Trainer(stage, run, model=model, directory=directory, parents=parents, progress=progress).run_all()
+        return _Trainer(
+            stage, run, model=model, directory=directory, parents=parents, progress=progress
+        ).run_all()
 
 
 def _set_aside(directory: Path) -> None:
@@ -167,7 +169,11 @@ class _Trainer:
 
     def run_all(self) -> Result:
         """Train, save, measure."""
-        steps, save_every, eval_every = self.run.train.steps, self.run.train.save_every, self.run.train.eval_every
+        steps, save_every, eval_every = (
+            self.run.train.steps,
+            self.run.train.save_every,
+            self.run.train.eval_every,
+        )
         checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
         batches = self.stage.batches("train", self.position)
         self.stage.set_mode(self.model)

@@ -33,7 +33,10 @@ class Optimizer:
         self.parameters = dict(parameters)
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and "embed" not in n}
         groups = [
-            {"params": [p for n, p in self.parameters.items() if (n in decayed) == flag], "weight_decay": decay}
+            {
+                "params": [p for n, p in self.parameters.items() if (n in decayed) == flag],
+                "weight_decay": decay,
+            }
             for flag, decay in ((True, config.weight_decay), (False, 0.0))
         ]
         self._adam = torch.optim.AdamW(
@@ -90,5 +93,7 @@ class Optimizer:
         with torch.no_grad():
             for name, value in own.items():
                 if value.shape != state[name].shape:
-                    raise ValueError(f"optimizer: {name} is {tuple(value.shape)}, saved {tuple(state[name].shape)}.")
+                    raise ValueError(
+                        f"optimizer: {name} is {tuple(value.shape)}, saved {tuple(state[name].shape)}."
+                    )
                 value.copy_(state[name])

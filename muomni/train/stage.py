@@ -6,16 +6,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from muomni.config import ModelConfig, RunConfig
+from muomni.data import embedded
 from muomni.errors import UserError
 from muomni.models.weights import CheckpointError, load_weights, newest_complete
 from muomni.settings import to_dict
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class StageOrderError(UserError, RuntimeError):
@@ -39,15 +43,30 @@ class Figure:
 class Stage(Protocol):
     """What the loop needs of a stage."""
 
-    name: str
-    parents: tuple[str, ...]
-    """Stages whose parts it loads."""
-    phases: tuple[str, ...]
-    """One optimizer each."""
-    saved: tuple[str, ...]
-    """Submodules it owns and saves."""
-    weights: Mapping[str, float]
-    """Weight of each loss term."""
+    @property
+    def name(self) -> str:
+        """One of STAGES."""
+        ...
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Stages whose parts it loads."""
+        ...
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """One optimizer each."""
+        ...
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Submodules it owns and saves."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Weight of each loss term."""
+        ...
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The model with the parents' parts loaded; frozen parameters have requires_grad False."""
@@ -57,7 +76,7 @@ class Stage(Protocol):
         """What a phase's optimizer updates, by name in the model."""
         ...
 
-    def batches(self, split: str, state: int) -> Iterator[Any]:
+    def batches(self, split: embedded.Split, state: int) -> Iterator[Any]:
         """Endless training batches from number `state` on, the same in every process; one pass of a held-out split."""
         ...
 
@@ -81,7 +100,7 @@ class Stage(Protocol):
         """Positions used and positions there are, for tokens/s and the fill rate."""
         ...
 
-    def evaluate(self, model: nn.Module, split: str) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Held-out figures with their trivial baselines; leaves the model in eval mode."""
         ...
 
@@ -93,7 +112,7 @@ class StageBase:
     parents: tuple[str, ...] = ()
     phases: tuple[str, ...] = ("main",)
     saved: tuple[str, ...] = ()
-    weights: Mapping[str, float] = {}
+    weights: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, run: RunConfig) -> None:
         """Keep the run; data are read in `build`, because they need the run's directory."""
@@ -127,10 +146,18 @@ class Parts(nn.Module):
             self.add_module(name, part)
 
 
-def freeze(part: nn.Module) -> nn.Module:
+def part(model: nn.Module, name: str, kind: type[Part]) -> Part:
+    """A submodule with its type. Raises TypeError when it is another one."""
+    found = model.get_submodule(name)
+    if not isinstance(found, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(found).__name__}.")
+    return found
+
+
+def freeze(module: nn.Module) -> nn.Module:
     """Stop a part's training: no gradients, eval mode."""
-    part.requires_grad_(False)
-    return part.eval()
+    module.requires_grad_(False)
+    return module.eval()
 
 
 def owned(model: nn.Module, saved: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -138,13 +165,17 @@ def owned(model: nn.Module, saved: Sequence[str]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if k.split(".", 1)[0] in saved}
 
 
-def load_owned(model: nn.Module, state: Mapping[str, torch.Tensor], *, saved: Sequence[str], where: Path) -> None:
+def load_owned(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, saved: Sequence[str], where: Path
+) -> None:
     """Copy a checkpoint's tensors into the model's own submodules.
 
     Raises CheckpointError for a missing, unexpected or differently shaped tensor.
     """
     target = owned(model, saved)
-    wrong = sorted(set(target) ^ set(state)) or sorted(k for k, v in target.items() if v.shape != state[k].shape)
+    wrong = sorted(set(target) ^ set(state)) or sorted(
+        k for k, v in target.items() if v.shape != state[k].shape
+    )
     if wrong:
         raise CheckpointError(
             f"{where}: does not fit this configuration ({len(wrong)} tensors differ, the first is {wrong[0]}); "
@@ -187,9 +218,11 @@ def check_same_model(saved: Mapping[str, Any], config: ModelConfig, *, where: Pa
         )
 
 
-def load_parent(model: nn.Module, root: Path, *, parent: str, parts: Sequence[str], stage: Stage, run: RunConfig) -> None:
+def load_parent(
+    model: nn.Module, root: Path, *, parent: str, parts: Sequence[str], child: str, run: RunConfig
+) -> None:
     """Load some parts of a finished prerequisite into the model."""
-    path = parent_checkpoint(root, parent=parent, child=stage.name, config=run.model)
+    path = parent_checkpoint(root, parent=parent, child=child, config=run.model)
     state = load_weights(path / "weights.safetensors")
     chosen = {k: v for k, v in state.items() if k.split(".", 1)[0] in parts}
     load_owned(model, chosen, saved=parts, where=path)

@@ -21,7 +21,9 @@ from muomni.train.checkpoint import Checkpoint
 def _checkpoint(step: int) -> Checkpoint:
     """Every tensor holds the step, so that a mixture of two saves shows."""
     tensors = {f"part.{i}": torch.full((64, 64), float(step)) for i in range(4)}
-    return Checkpoint(weights=tensors, optimizer={f"main/{k}": v for k, v in tensors.items()}, record={"step": step})
+    return Checkpoint(
+        weights=tensors, optimizer={f"main/{k}": v for k, v in tensors.items()}, record={"step": step}
+    )
 
 
 SAVER = """
@@ -56,7 +58,10 @@ def test_twenty_kills_during_saves_lose_no_finished_checkpoint(tmp_path: Path) -
         "    os.waitpid(pid, 0)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", driver, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", driver, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(SAVER.format(tests=str(Path(__file__).parent)))
@@ -75,7 +80,11 @@ def test_twenty_kills_during_saves_lose_no_finished_checkpoint(tmp_path: Path) -
         found = checkpoint.load(tmp_path)
         assert found is not None and found.record["step"] >= finished
         finished = found.record["step"]
-        values = {float(v.flatten()[i]) for v in [*found.weights.values(), *found.optimizer.values()] for i in (0, -1)}
+        values = {
+            float(v.flatten()[i])
+            for v in [*found.weights.values(), *found.optimizer.values()]
+            for i in (0, -1)
+        }
         assert values == {float(finished)}
     process.wait()
     assert kills == 20

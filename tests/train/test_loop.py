@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ class LineStage(StageBase):
 
     name = "text"
     saved = ("line",)
-    weights = {"square": 1.0}
+    weights: Mapping[str, float] = MappingProxyType({"square": 1.0})
     poisoned: tuple[int, ...] = ()
     stop_at: int | None = None
 
@@ -57,7 +59,9 @@ class LineStage(StageBase):
     def counts(self, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor | int]:
         return {"square": len(batch[0])}
 
-    def losses(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], phase: str) -> dict[str, torch.Tensor]:
+    def losses(
+        self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], phase: str
+    ) -> dict[str, torch.Tensor]:
         x, y = batch
         line = model.get_submodule("line")
         assert isinstance(line, Line)
@@ -72,10 +76,11 @@ class LineStage(StageBase):
     def evaluate(self, model: nn.Module, split: str) -> list[Figure]:
         line = model.get_submodule("line")
         assert isinstance(line, Line)
-        return [Figure(name="distance", value=float((line.layer.weight - 1).abs().sum()), baseline=4.0, baseline_name="zero")]
+        distance = float((line.layer.weight - 1).abs().sum())
+        return [Figure(name="distance", value=distance, baseline=4.0, baseline_name="zero")]
 
 
-def _run(steps: int = 6, **changes: int) -> RunConfig:
+def _run(steps: int = 6, **changes: Any) -> RunConfig:
     return RunConfig(
         stage="text", model=model("nano"), train=TrainConfig(steps=steps, log_every=1, **changes),
         optim=OptimConfig(lr=0.05, warmup_steps=1),
@@ -99,7 +104,9 @@ def _rows(directory: Path) -> list[dict[str, float]]:
 
 def test_training_learns_and_writes_its_record(tmp_path: Path) -> None:
     seen: list[int] = []
-    result = train(LineStage(_run(80)), _run(80), tmp_path, progress=lambda step, steps, row: seen.append(step))
+    result = train(
+        LineStage(_run(80)), _run(80), tmp_path, progress=lambda step, steps, row: seen.append(step)
+    )
     assert result.figures["distance"] < 0.5
     assert seen == list(range(1, 81))
     record = json.loads((tmp_path / "text" / "run.json").read_text())
@@ -175,7 +182,9 @@ def test_a_non_finite_step_is_skipped_counted_and_leaves_no_trace(tmp_path: Path
         for s in (1, 2, 3, 4)
     ]
     assert all(torch.equal(v, states[2][n][k]) for n, s in states[1].items() for k, v in s.items())
-    assert not torch.equal(states[2]["weights"]["line.layer.weight"], states[3]["weights"]["line.layer.weight"])
+    assert not torch.equal(
+        states[2]["weights"]["line.layer.weight"], states[3]["weights"]["line.layer.weight"]
+    )
     assert all(v.isfinite().all() for s in states[3].values() for v in s.values())
     rows = _rows(result.directory)
     assert rows[2]["loss/square"] is None and [row["skipped"] for row in rows] == [0, 0, 1, 1]
@@ -218,7 +227,9 @@ def test_learning_rate_warms_up_and_ends_at_its_minimum() -> None:
 
 def test_vectors_and_embeddings_do_not_decay() -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(3, 2), "layer": nn.Linear(2, 2)})
-    optimizer = Optimizer(dict(model.named_parameters()), OptimConfig(lr=0.1, weight_decay=1.0, grad_clip=1e9))
+    optimizer = Optimizer(
+        dict(model.named_parameters()), OptimConfig(lr=0.1, weight_decay=1.0, grad_clip=1e9)
+    )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -13,13 +13,21 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data import embedded
-from muomni.data.audio import CTC_SYMBOLS, ctc_feasible, decode_ctc, encode_ctc, log_mel, normalise, stack_frames
+from muomni.data.audio import (
+    CTC_SYMBOLS,
+    ctc_feasible,
+    decode_ctc,
+    encode_ctc,
+    log_mel,
+    normalise,
+    stack_frames,
+)
 from muomni.data.batch import Order, cumulative
 from muomni.errors import UserError
 from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.train.losses import ctc_loss
-from muomni.train.stage import Figure, Parts, StageBase, generator
+from muomni.train.stage import Figure, Parts, StageBase, generator, part
 
 SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
@@ -76,7 +84,9 @@ class AudioStage(StageBase):
             self._usable[split] = [item for item in items if self._fits(item, fastest)]
             self.dropped[split] = len(items) - len(self._usable[split])
             if not self._usable[split]:
-                raise UserError(f"audio: no clip of split {split} fits; raise audio.ctc_expand or max_seq_len.")
+                raise UserError(
+                    f"audio: no clip of split {split} fits; raise audio.ctc_expand or max_seq_len."
+                )
         return self._usable[split]
 
     def _fits(self, item: embedded.SpeechItem, speed: float) -> bool:
@@ -109,7 +119,9 @@ class AudioStage(StageBase):
         rows = order.iterate(state) if training else iter(order.epoch(0))
         for position, row in enumerate(rows, start=state):
             draw = generator(self.run.seed, 3, position)
-            chosen = torch.randint(speeds, (len(row),), generator=draw).tolist() if speeds > 1 else [1] * len(row)
+            chosen = (
+                torch.randint(speeds, (len(row),), generator=draw).tolist() if speeds > 1 else [1] * len(row)
+            )
             mels = [self.mel(items[i], speed) for i, speed in zip(row, chosen, strict=True)]
             if training and self.run.train.augment:
                 mels = [self.augment(mel, draw) for mel in mels]
@@ -173,20 +185,23 @@ class AudioStage(StageBase):
     def logits(self, model: nn.Module, batch: SpeechBatch) -> torch.Tensor:
         """(n, longest * ctc_expand, n_symbols) of each clip."""
         device, expand = self.device(model), self.config.audio.ctc_expand
-        hidden = model.get_submodule("audio")(
+        hidden = part(model, "audio", AudioEncoder)(
             batch.frames.to(device), batch.cu_seqlens.to(device), self.config.max_audio_tokens
         )
         # Row N is what padding reads; it is behind every clip's length.
         padded = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.index.to(device)]
         n, longest, width = padded.shape
-        return model.get_submodule("ctc_head")(padded.reshape(-1, width)).reshape(n, longest * expand, -1)
+        return part(model, "ctc_head", CTCHead)(padded.reshape(-1, width)).reshape(n, longest * expand, -1)
 
     def losses(self, model: nn.Module, batch: SpeechBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed CTC loss."""
         logits = self.logits(model, batch)
         lengths = batch.input_lengths * self.config.audio.ctc_expand
         loss = ctc_loss(
-            logits, batch.targets.to(logits.device), input_lengths=lengths, target_lengths=batch.target_lengths
+            logits,
+            batch.targets.to(logits.device),
+            input_lengths=lengths,
+            target_lengths=batch.target_lengths,
         )
         return {"ctc": loss}
 

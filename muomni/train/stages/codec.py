@@ -13,7 +13,7 @@ from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.models.codec import Codec
-from muomni.train.stage import Figure, Parts, StageBase, generator
+from muomni.train.stage import Figure, Parts, StageBase, generator, part
 
 CROP = 16
 """Code frames of a training crop (1.28 s)."""
@@ -31,7 +31,10 @@ class FrameBatch:
 
 def clips(split: embedded.Split, run: RunConfig) -> list[torch.Tensor]:
     """Normalised, stacked log-mel of every recording of a split, (n_frames, factor * n_mels) each."""
-    items: list[embedded.SpeechItem | embedded.QuestionItem] = [*embedded.speech(split), *embedded.questions(split)]
+    items: list[embedded.SpeechItem | embedded.QuestionItem] = [
+        *embedded.speech(split),
+        *embedded.questions(split),
+    ]
     return [audio_frames(embedded.waveform(i), run.model.mel, factor=run.model.codec.factor) for i in items]
 
 
@@ -61,7 +64,9 @@ class CodecStage(StageBase):
         """Random crops: a clip is drawn in proportion to its length. Held out: each clip once, whole."""
         source = self.clips(split)
         if split != "train":
-            yield from (FrameBatch(frames=clip[None], n_active=self.config.codec.n_codebooks) for clip in source)
+            yield from (
+                FrameBatch(frames=clip[None], n_active=self.config.codec.n_codebooks) for clip in source
+            )
             return
         weights = torch.tensor([float(len(clip)) for clip in source])
         n_crops = max(1, self.run.train.batch_tokens // CROP)
@@ -96,14 +101,13 @@ class CodecStage(StageBase):
     def losses(self, model: nn.Module, batch: FrameBatch, phase: str) -> dict[str, torch.Tensor]:
         """Absolute and squared error of normalised log-mel, and the commitment."""
         frames = batch.frames.to(self.device(model))
-        out = model.get_submodule("codec")(frames, n_active=batch.n_active)
+        out = part(model, "codec", Codec)(frames, n_active=batch.n_active)
         difference = out.frames - frames
         return {"l1": difference.abs().sum(), "l2": difference.square().sum(), "commitment": out.commitment}
 
     def after_step(self, model: nn.Module) -> None:
         """Move the codebooks, once a step."""
-        codec = model.get_submodule("codec")
-        assert isinstance(codec, Codec)
+        codec = part(model, "codec", Codec)
         codec.commit()
 
     def fill(self, batch: FrameBatch) -> tuple[int, int]:
@@ -113,15 +117,18 @@ class CodecStage(StageBase):
 
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Absolute log-mel error of held-out recordings with the first k codebooks, against the mean frame."""
-        codec = model.get_submodule("codec")
-        assert isinstance(codec, Codec)
+        codec = part(model, "codec", Codec)
         device, std = self.device(model), self.config.mel.std
         n_mels, n_recordings = self.config.mel.n_mels, len(embedded.speech(split))
         mean = torch.cat([clip.reshape(-1, n_mels) for clip in self.clips("train")]).mean(0)
         held_out = self.clips(split)[:n_recordings]
         total = sum(clip.numel() for clip in held_out)
-        baseline = sum(float((clip.reshape(-1, n_mels) - mean).abs().sum()) for clip in held_out) / total * std
-        levels = sorted({1, 2, 4, self.config.codec.n_codebooks} & set(range(1, self.config.codec.n_codebooks + 1)))
+        baseline = (
+            sum(float((clip.reshape(-1, n_mels) - mean).abs().sum()) for clip in held_out) / total * std
+        )
+        levels = sorted(
+            {1, 2, 4, self.config.codec.n_codebooks} & set(range(1, self.config.codec.n_codebooks + 1))
+        )
         errors = dict.fromkeys(levels, 0.0)
         for clip in held_out:
             codes = codec.encode(clip[None].to(device))

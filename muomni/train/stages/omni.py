@@ -21,7 +21,7 @@ from muomni.models.thinker import Thinker
 from muomni.models.vision import VisionEncoder
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets, token_loss
-from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent
+from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.tasks import Example, clips, documents, examples
@@ -45,8 +45,8 @@ class OmniStage(StageBase):
             vision_projector=Projector(cfg.vision.d_model, cfg.thinker.d_model),
             audio_projector=Projector(cfg.audio.d_model, cfg.thinker.d_model),
         )
-        for parent, part in (("text", "thinker"), ("audio", "audio"), ("vision", "vision")):
-            load_parent(model, root, parent=parent, parts=(part,), stage=self, run=run)
+        for parent, name in (("text", "thinker"), ("audio", "audio"), ("vision", "vision")):
+            load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
         freeze(model.get_submodule("vision"))
         freeze(model.get_submodule("audio"))
         self.root = root
@@ -59,7 +59,9 @@ class OmniStage(StageBase):
         """All examples of a split."""
         return examples(split, max_audio_samples=self.config.max_audio_samples)
 
-    def documents(self, split: embedded.Split, chosen: list[Example], *, media: bool = True) -> list[Document]:
+    def documents(
+        self, split: embedded.Split, chosen: list[Example], *, media: bool = True
+    ) -> list[Document]:
         """Examples of a split as documents."""
         return documents(
             chosen, self.tokenizer, clip_tokens=[self.config.audio_tokens(c.n_samples) for c in clips(split)],
@@ -77,13 +79,19 @@ class OmniStage(StageBase):
         """A clip as the encoder sees it, (n_frames, factor * n_mels), computed once."""
         if (split, clip) not in self._frames:
             waveform = embedded.waveform(clips(split)[clip])
-            self._frames[split, clip] = audio_frames(waveform, self.config.mel, factor=self.config.audio.factor)
+            self._frames[split, clip] = audio_frames(
+                waveform, self.config.mel, factor=self.config.audio.factor
+            )
         return self._frames[split, clip]
 
     def order(self, found: list[Document], *, shuffle: bool) -> Order:
         """Documents packed by positions, pictures and audio frames."""
         train = self.run.train
-        capacity = (train.batch_tokens, train.batch_items * self.config.vision.n_image_tokens, train.batch_tokens)
+        capacity = (
+            train.batch_tokens,
+            train.batch_items * self.config.vision.n_image_tokens,
+            train.batch_tokens,
+        )
         lengths = [(len(d), len(d.image_slots), len(d.audio_slots)) for d in found]
         return Order(
             lengths, capacity=capacity, n_items=train.batch_items, seed=self.run.seed, shuffle=shuffle
@@ -95,7 +103,9 @@ class OmniStage(StageBase):
         chosen = self.examples(split)
         found = self.documents(split, chosen)
         order = self.order(found, shuffle=training)
-        for position, row in enumerate(order.iterate(state) if training else iter(order.epoch(0)), start=state):
+        for position, row in enumerate(
+            order.iterate(state) if training else iter(order.epoch(0)), start=state
+        ):
             draw = generator(self.run.seed, 3, position) if training and self.run.train.augment else None
             yield self.collate(split, [chosen[i] for i in row], [found[i] for i in row], draw=draw)
 
@@ -110,7 +120,11 @@ class OmniStage(StageBase):
     ) -> PackedBatch:
         """Pack some examples. media: False leaves the media buffers out, for documents without placeholders."""
         size, train = self.config.vision.image_size, self.run.train
-        shown = [e.picture for e, d in zip(chosen, found, strict=True) if e.picture is not None and len(d.image_slots)]
+        shown = [
+            e.picture
+            for e, d in zip(chosen, found, strict=True)
+            if e.picture is not None and len(d.image_slots)
+        ]
         images = to_float(self.pictures(split)[shown], size) if shown else torch.zeros(0, 3, size, size)
         pictures = iter(augment(images, draw) if draw is not None and shown else images)
         own = [
@@ -125,8 +139,8 @@ class OmniStage(StageBase):
             found, own, n_tokens=train.batch_tokens, n_docs=train.batch_items,
             max_seq_len=self.config.max_seq_len, n_images=train.batch_items if media else 0,
             n_image_tokens=self.config.vision.n_image_tokens, image_shape=(3, size, size),
-            n_audio=train.batch_tokens if media else 0, n_clips=train.batch_items, max_clip=self.config.max_audio_tokens,
-            frame_width=mel,
+            n_audio=train.batch_tokens if media else 0, n_clips=train.batch_items,
+            max_clip=self.config.max_audio_tokens, frame_width=mel,
         )  # fmt: skip
 
     def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
@@ -135,24 +149,28 @@ class OmniStage(StageBase):
 
     def hidden(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
         """The Thinker's states over a batch, (T, d_model); the encoders run without gradients."""
-        thinker = model.get_submodule("thinker")
+        thinker = part(model, "thinker", Thinker)
         embeds = thinker.embed(batch.input_ids)
         if batch.images is not None and batch.image_index is not None:
             with torch.no_grad():
-                seen = model.get_submodule("vision")(batch.images).flatten(0, 1)
-            embeds = place_features(embeds, model.get_submodule("vision_projector")(seen), batch.image_index)
+                seen = part(model, "vision", VisionEncoder)(batch.images).flatten(0, 1)
+            embeds = place_features(
+                embeds, part(model, "vision_projector", Projector)(seen), batch.image_index
+            )
         if batch.audio_frames is not None and batch.audio_index is not None:
             with torch.no_grad():
-                heard = model.get_submodule("audio")(
+                heard = part(model, "audio", AudioEncoder)(
                     batch.audio_frames, batch.audio_cu_seqlens, batch.audio_max_seqlen
                 )
-            embeds = place_features(embeds, model.get_submodule("audio_projector")(heard), batch.audio_index)
+            embeds = place_features(
+                embeds, part(model, "audio_projector", Projector)(heard), batch.audio_index
+            )
         return thinker(embeds, batch.positions, batch.cu_seqlens, batch.max_seqlen)
 
     def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the answers."""
         batch = batch.to(self.device(model))
-        thinker = model.get_submodule("thinker")
+        thinker = part(model, "thinker", Thinker)
         logits = thinker.logits(self.hidden(model, batch))
         balance = thinker.balance_loss() * len(batch.input_ids)
         return {"answer": token_loss(logits, batch.labels), "balance": balance}
@@ -173,8 +191,10 @@ class OmniStage(StageBase):
         nats, tokens, exact = (torch.zeros(len(chosen)) for _ in range(3))
         device = self.device(model)
         for row in self.order(found, shuffle=False).epoch(0):
-            batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row], media=media).to(device)
-            logits = model.get_submodule("thinker").logits(self.hidden(model, batch)).float()
+            batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row], media=media).to(
+                device
+            )
+            logits = part(model, "thinker", Thinker).logits(self.hidden(model, batch)).float()
             loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
             target = batch.labels != IGNORE_INDEX
             wrong = target & (logits.argmax(-1) != batch.labels)

@@ -44,7 +44,7 @@ def figures(stage: OmniStage, model: nn.Module, split: embedded.Split) -> list[F
     # Spread over the split, not its first items: pictures are ordered by kind.
     chosen = {task: _spread(found, PER_TASK) for task, found in by_task.items() if found}
     text_only = Parts(thinker=Thinker(stage.config.thinker)).to(stage.device(model)).eval()
-    load_parent(text_only, stage.root, parent="text", parts=("thinker",), stage=stage, run=stage.run)
+    load_parent(text_only, stage.root, parent="text", parts=("thinker",), child=stage.name, run=stage.run)
     scores = {task: stage.score(model, split, found) for task, found in chosen.items()}
     blind = {task: stage.score(text_only, split, found, media=False) for task, found in chosen.items()}
     rows = [

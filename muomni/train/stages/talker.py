@@ -20,7 +20,7 @@ from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets, token_loss
-from muomni.train.stage import Figure, Parts, StageBase, freeze, load_parent
+from muomni.train.stage import Figure, Parts, StageBase, freeze, load_parent, part
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.tasks import SAY, Example, documents
@@ -83,9 +83,9 @@ class TalkerStage(StageBase):
             codec=Codec(cfg.codec, cfg.mel),
             talker=Talker(cfg.talker, cfg.thinker.d_model, cfg.codec),
         )
-        for parent, part in (("omni", "thinker"), ("codec", "codec")):
-            load_parent(model, root, parent=parent, parts=(part,), stage=self, run=run)
-            freeze(model.get_submodule(part))
+        for parent, name in (("omni", "thinker"), ("codec", "codec")):
+            load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
+            freeze(model.get_submodule(name))
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self.dropped: dict[str, int] = {}
         """Recordings left out of each split: too long for the context, or with more subwords than frames."""
@@ -113,14 +113,13 @@ class TalkerStage(StageBase):
         return self._utterances[split]
 
     def _codes(self, item: embedded.SpeechItem) -> torch.Tensor:
-        codec = self._model.get_submodule("codec")
-        assert isinstance(codec, Codec)
+        codec = part(self._model, "codec", Codec)
         frames = audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.codec.factor)
         return codec.encode(frames[None].to(self.device(self._model)))[0].cpu()
 
     def _conditions(self, found: list[Document]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Thinker states and token embeddings over the answer of each document, EOS left out."""
-        thinker, device = self._model.get_submodule("thinker"), self.device(self._model)
+        thinker, device = part(self._model, "thinker", Thinker), self.device(self._model)
         longest = self.config.max_seq_len
         result: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(found)
         for row in Order([len(d) for d in found], capacity=4 * longest, n_items=64, shuffle=False).epoch(0):
@@ -151,8 +150,7 @@ class TalkerStage(StageBase):
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
         """Logits of codes and of stopping for a batch on the model's device."""
-        talker = model.get_submodule("talker")
-        assert isinstance(talker, Talker)
+        talker = part(model, "talker", Talker)
         condition = talker.condition(batch.states, batch.embeds, batch.n_text, batch.codes.shape[2])
         return talker(batch.codes, condition, batch.lengths)
 

@@ -39,7 +39,10 @@ def with_other_text(made: list[Utterance]) -> list[Utterance]:
 
 @torch.no_grad()
 def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, list[int]]:
-    """Mean nats a code, and for each utterance the frame where the Talker would stop (the longest clip's end when nowhere)."""
+    """Mean nats a code, and the number of frames after which the Talker would stop in each utterance.
+
+    One that would not stop within its recording counts as running to the longest clip there may be.
+    """
     from muomni.train.stages.talker import collate
 
     device = stage.device(model)
@@ -49,7 +52,9 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
         batch = collate([utterance]).to(device)
         out = stage.forward(model, batch)
         logits = out["logits"].float()
-        nats += float(F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), reduction="sum"))
+        nats += float(
+            F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), reduction="sum")
+        )
         codes += batch.labels.numel()
         n_text = len(utterance.states)
         over = (out["stop"][0, n_text:] > 0).nonzero().flatten().tolist()

@@ -17,7 +17,7 @@ from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
 from muomni.train.losses import n_targets, token_loss
-from muomni.train.stage import Figure, Parts, StageBase
+from muomni.train.stage import Figure, Parts, StageBase, part
 
 
 def tokenizer_path(root: Path) -> Path:
@@ -68,7 +68,9 @@ class TextStage(StageBase):
         """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
         texts = training_texts() if split == "train" else [c.text for c in embedded.conversations(split)]
         longest = self.config.max_seq_len
-        return [d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)]
+        return [
+            d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)
+        ]
 
     def _order(self, split: embedded.Split) -> tuple[list[Document], Order]:
         if split not in self._orders:
@@ -97,10 +99,8 @@ class TextStage(StageBase):
     def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy; the experts' balance loss a position."""
         batch = batch.to(self.device(model))
-        thinker = model.get_submodule("thinker")
-        hidden = thinker(
-            thinker.embed(batch.input_ids), batch.positions, batch.cu_seqlens, batch.max_seqlen
-        )
+        thinker = part(model, "thinker", Thinker)
+        hidden = thinker(thinker.embed(batch.input_ids), batch.positions, batch.cu_seqlens, batch.max_seqlen)
         balance = thinker.balance_loss() * len(batch.input_ids)
         return {"token": token_loss(thinker.logits(hidden), batch.labels), "balance": balance}
 

@@ -60,7 +60,9 @@ class VisionStage(StageBase):
         if split not in self._data:
             items = embedded.pictures(split)
             images = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
-            words = [self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)]) for item in items]
+            words = [
+                self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)]) for item in items
+            ]
             self._data[split] = (images, words)
         return self._data[split]
 
@@ -69,9 +71,13 @@ class VisionStage(StageBase):
         images, words = self.pairs(split)
         training = split == "train"
         n_items = min(self.run.train.batch_items, len(words))
-        order = Order([1] * len(words), capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=training)
+        order = Order(
+            [1] * len(words), capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=training
+        )
         size = self.config.vision.image_size
-        for position, row in enumerate(order.iterate(state) if training else iter(order.epoch(0)), start=state):
+        for position, row in enumerate(
+            order.iterate(state) if training else iter(order.epoch(0)), start=state
+        ):
             draw = generator(self.run.seed, 3, position)
             pictures = to_float(images[row], size)
             varied = training and self.run.train.augment
@@ -91,7 +97,9 @@ class VisionStage(StageBase):
         """Pairs."""
         return {"contrast": len(batch.images)}
 
-    def embeddings(self, model: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def embeddings(
+        self, model: nn.Module, batch: PairBatch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Unit rows of pictures and captions, and the inverse temperature."""
         device = self.device(model)
         pictures, captions, scale = model(
