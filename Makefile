@@ -23,8 +23,9 @@ help:
 demo: $(VENV)/installed
 	@$(BIN)/muomni demo --out "$(OUT)" $(DEMO_FLAGS)
 
+# One thread: the tests' tensors are tiny, and threads would only wait for each other.
 test: $(VENV)/installed-dev
-	@MUOMNI_TEST_INSTALLED=1 $(BIN)/pytest $(TEST_FLAGS)
+	@OMP_NUM_THREADS=1 MUOMNI_TEST_INSTALLED=1 $(BIN)/pytest $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

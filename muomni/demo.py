@@ -26,7 +26,7 @@ from muomni.infer.session import Session, load
 from muomni.models.omni import parameter_table
 from muomni.plot import line_plot
 from muomni.progress import bar
-from muomni.recipes import model, recipe, shortened
+from muomni.recipes import recipe, shortened
 from muomni.train import checkpoint, metrics
 from muomni.train.loop import Result, train
 from muomni.train.stages import stage
