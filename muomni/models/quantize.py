@@ -13,6 +13,8 @@ from torch import nn
 
 DEAD_SHARE = 0.2
 """A code whose moving average is below this share of the mean code's is dead."""
+WARM_UP = 20
+"""The decay after n commits is at most (1 + n) / (WARM_UP + n)."""
 LLOYD_STEPS = 8
 """k-means passes of the initialisation."""
 
@@ -128,9 +130,10 @@ class ResidualVQ(nn.Module):
             if not self._started:
                 residuals, codes = self._start(residuals[:, 0], rows)
         counts, sums = self._statistics(residuals, codes, rows)
-        keep = self.ema_decay
-        self.mean_counts.mul_(keep).add_(counts, alpha=1.0 - keep)
-        self.mean_sums.mul_(keep).add_(sums, alpha=1.0 - keep)
+        # A short memory at first: the encoder moves fast, and averages over the past would trail behind it.
+        keep = ((1.0 + self.n_commits) / (WARM_UP + self.n_commits)).clamp(max=self.ema_decay)
+        self.mean_counts.lerp_(counts, 1.0 - keep)
+        self.mean_sums.lerp_(sums, 1.0 - keep)
         self._replace_dead(residuals, rows)
         self.codebooks.copy_(self.mean_sums / self.mean_counts[..., None].clamp(min=1e-8))
         self.n_commits.add_(1)

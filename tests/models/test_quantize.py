@@ -99,8 +99,9 @@ def test_commit_moves_codebooks_by_the_moving_average() -> None:
     vq.commit()
     for code in range(4):
         mine = z[codes == code]
-        count = 0.9 * counts[0, code] + 0.1 * len(mine)
-        expected = (0.9 * sums[0, code] + 0.1 * mine.sum(0)) / count
+        # Commit 5 of the warm-up keeps (1 + 5) / (20 + 5).
+        count = 0.24 * counts[0, code] + 0.76 * len(mine)
+        expected = (0.24 * sums[0, code] + 0.76 * mine.sum(0)) / count
         assert torch.allclose(vq.codebooks[0, code], expected, atol=1e-4)
 
 
