@@ -4,7 +4,11 @@ Attributes are resolved on first use, so `import muomni` loads neither torch nor
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muomni.config import ModelConfig, RunConfig
+    from muomni.infer.session import Session, load
 
 __version__ = "0.1.0"
 

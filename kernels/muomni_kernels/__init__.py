@@ -4,7 +4,15 @@ Attributes are resolved on first use: importing this package loads neither torch
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muomni_kernels.attend import attention, attention_decode
+    from muomni_kernels.doctor import doctor_rows
+    from muomni_kernels.mel import log_mel, mel_downsample
+    from muomni_kernels.mel_reference import mel_filterbank, mel_frames
+    from muomni_kernels.ops import rms_norm, rope, swiglu
+    from muomni_kernels.registry import use_backend
 
 _LAZY: dict[str, str] = {
     "rms_norm": "muomni_kernels.ops",
@@ -20,7 +28,19 @@ _LAZY: dict[str, str] = {
     "doctor_rows": "muomni_kernels.doctor",
 }
 
-__all__ = list(_LAZY)
+__all__ = [
+    "attention",
+    "attention_decode",
+    "doctor_rows",
+    "log_mel",
+    "mel_downsample",
+    "mel_filterbank",
+    "mel_frames",
+    "rms_norm",
+    "rope",
+    "swiglu",
+    "use_backend",
+]
 
 
 def __getattr__(name: str) -> Any:

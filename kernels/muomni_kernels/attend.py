@@ -39,7 +39,8 @@ def attention(
         or q.shape[2] != k.shape[2]
     ):
         raise ValueError(
-            f"q, k, v: expected (T, H, D), (T, Hkv, D), (T, Hkv, D), got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+            f"q, k, v: expected (T, H, D) and twice (T, Hkv, D), got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}."
         )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"k: expected a number of heads that divides {q.shape[1]}, got {k.shape[1]}.")

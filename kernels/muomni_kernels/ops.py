@@ -81,12 +81,12 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        call = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
+        call: Any = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
         return call(x, cos, sin, False)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        call = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
+        call: Any = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
         return call(grads[0], *ctx.saved_tensors, True), None, None
 
 
@@ -94,12 +94,16 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_up)
-        call = torch.ops.muomni.swiglu_forward if torch.compiler.is_compiling() else library.swiglu_forward
+        call: Any = (
+            torch.ops.muomni.swiglu_forward if torch.compiler.is_compiling() else library.swiglu_forward
+        )
         return call(gate_up)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        call = torch.ops.muomni.swiglu_backward if torch.compiler.is_compiling() else library.swiglu_backward
+        call: Any = (
+            torch.ops.muomni.swiglu_backward if torch.compiler.is_compiling() else library.swiglu_backward
+        )
         return call(grads[0], *ctx.saved_tensors)
 
 

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import OPTIONS, n_programs, next_power_of_two, rows_per_tile
+from muomni_kernels.triton_support import launch, n_programs, next_power_of_two, rows_per_tile
 
 
 @triton.jit
@@ -71,10 +71,19 @@ def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
     rstd = torch.empty(len(flat), dtype=torch.float32, device=x.device)
     if len(flat):
         rows = rows_per_tile(n)
-        rms_norm_forward_kernel[(triton.cdiv(len(flat), rows),)](
-            flat, weight.contiguous(), y, rstd, len(flat),
-            N=n, EPS=eps, ROWS=rows, BLOCK=next_power_of_two(n), **OPTIONS,
-        )  # fmt: skip
+        launch(
+            rms_norm_forward_kernel,
+            (triton.cdiv(len(flat), rows),),
+            flat,
+            weight.contiguous(),
+            y,
+            rstd,
+            len(flat),
+            N=n,
+            EPS=eps,
+            ROWS=rows,
+            BLOCK=next_power_of_two(n),
+        )
     return y.view(x.shape), rstd
 
 
@@ -90,8 +99,19 @@ def backward(
     rows = rows_per_tile(n)
     programs = n_programs(x, triton.cdiv(len(flat), rows))
     partial = torch.empty(programs, n, dtype=torch.float32, device=x.device)
-    rms_norm_backward_kernel[(programs,)](
-        flat_dy, flat, weight.contiguous(), rstd, dx, partial, len(flat),
-        N=n, ROWS=rows, BLOCK=next_power_of_two(n), **OPTIONS, num_stages=3,
-    )  # fmt: skip
+    launch(
+        rms_norm_backward_kernel,
+        (programs,),
+        flat_dy,
+        flat,
+        weight.contiguous(),
+        rstd,
+        dx,
+        partial,
+        len(flat),
+        N=n,
+        ROWS=rows,
+        BLOCK=next_power_of_two(n),
+        num_stages=3,
+    )
     return dx.view(x.shape), partial.sum(0).to(weight.dtype)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import OPTIONS, next_power_of_two, rows_per_tile
+from muomni_kernels.triton_support import launch, next_power_of_two, rows_per_tile
 
 
 @triton.jit
@@ -46,9 +46,20 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bo
     y = torch.empty_like(flat)
     if len(flat):
         rows = rows_per_tile(d)
-        rope_kernel[(triton.cdiv(len(flat), rows),)](
-            flat, cos.contiguous(), sin.contiguous(), y, len(flat), n_heads,
-            D=d, HALF=half, SIGN=-1.0 if inverse else 1.0,
-            ROWS=rows, BLOCK=next_power_of_two(half), REST=next_power_of_two(max(1, d - 2 * half)), **OPTIONS,
-        )  # fmt: skip
+        launch(
+            rope_kernel,
+            (triton.cdiv(len(flat), rows),),
+            flat,
+            cos.contiguous(),
+            sin.contiguous(),
+            y,
+            len(flat),
+            n_heads,
+            D=d,
+            HALF=half,
+            SIGN=-1.0 if inverse else 1.0,
+            ROWS=rows,
+            BLOCK=next_power_of_two(half),
+            REST=next_power_of_two(max(1, d - 2 * half)),
+        )
     return y.view(x.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -57,3 +58,8 @@ def n_programs(x: torch.Tensor, tiles: int) -> int:
     """Programs of a persistent kernel: four per multiprocessor, never more than there are tiles."""
     per_device = 4 * torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
     return max(1, min(tiles, per_device))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: torch.Tensor | int, **constants: float) -> None:
+    """Start a Triton kernel with OPTIONS; constants are its constexpr arguments and further options."""
+    kernel[grid](*arguments, **constants, **OPTIONS)

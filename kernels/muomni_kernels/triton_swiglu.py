@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import OPTIONS, next_power_of_two
+from muomni_kernels.triton_support import launch, next_power_of_two
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def forward(gate_up: torch.Tensor) -> torch.Tensor:
     if y.numel():
         n_rows, (rows, columns) = y.numel() // f, tile(f)
         grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
-        swiglu_forward_kernel[grid](gate_up.contiguous(), y, n_rows, F=f, ROWS=rows, BLOCK=columns, **OPTIONS)
+        launch(swiglu_forward_kernel, grid, gate_up.contiguous(), y, n_rows, F=f, ROWS=rows, BLOCK=columns)
     return y
 
 
@@ -71,7 +71,15 @@ def backward(dy: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
         f = dy.shape[-1]
         n_rows, (rows, columns) = dy.numel() // f, tile(f)
         grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
-        swiglu_backward_kernel[grid](
-            dy.contiguous(), gate_up.contiguous(), dx, n_rows, F=f, ROWS=rows, BLOCK=columns, **OPTIONS
+        launch(
+            swiglu_backward_kernel,
+            grid,
+            dy.contiguous(),
+            gate_up.contiguous(),
+            dx,
+            n_rows,
+            F=f,
+            ROWS=rows,
+            BLOCK=columns,
         )
     return dx
