@@ -48,6 +48,18 @@ def test_flush_inside_the_last_step_gives_the_same_samples() -> None:
     assert torch.equal(a, b)
 
 
+def test_fitting_a_block_leaves_given_samples_as_they_are() -> None:
+    vocoder = _vocoder()
+    mel = log_mel(_speech_like(16 * 160), NANO.mel)
+    state = vocoder.new_state()
+    vocoder.step(mel[:8], state)
+    given = state.wave[: len(state.wave) - state.n_pending * 160].clone()
+    assert given.abs().max() > 1e-3
+    vocoder._extend(state, vocoder.magnitudes(mel[8:]))
+    vocoder._fit(state)
+    assert torch.equal(state.wave[: len(given)], given)
+
+
 def test_given_samples_do_not_depend_on_later_frames() -> None:
     vocoder = _vocoder()
     mel = log_mel(_speech_like(32 * 160), NANO.mel)
