@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -28,8 +29,7 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for packed (..., 2F) = gate, up."""
     gate, up = gate_up.chunk(2, dim=-1)
-    wide = _wide(gate)
-    return (wide * torch.sigmoid(wide) * _wide(up)).to(gate_up.dtype)
+    return (F.silu(_wide(gate)) * _wide(up)).to(gate_up.dtype)
 
 
 def attention(
