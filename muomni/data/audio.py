@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
-from muomni.config import MelConfig
 from muomni_kernels import log_mel as log_mel_op
 from muomni_kernels import mel_downsample
+
+from muomni.config import MelConfig
 
 CTC_SYMBOLS = "_ 'abcdefghijklmnopqrstuvwxyz"
 """Index 0 is the blank."""
@@ -25,7 +25,9 @@ def encode_ctc(text: str) -> list[int]:
     """A normalised transcript as CTC indices. Raises ValueError for a character outside CTC_SYMBOLS."""
     wrong = {c for c in text if c not in _INDEX or c == "_"}
     if wrong:
-        raise ValueError(f"text: {sorted(wrong)} cannot be spelled; pass it through normalise_transcript first.")
+        raise ValueError(
+            f"text: {sorted(wrong)} cannot be spelled; pass it through normalise_transcript first."
+        )
     return [_INDEX[c] for c in text]
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import lzma
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,11 @@ class SpeechItem:
     split: str
     n_samples: int
     """Length at 16 kHz."""
+
+    @property
+    def is_question(self) -> bool:
+        """Whether the speaker asks something, by the source's punctuation."""
+        return "?" in self.raw_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +178,10 @@ def verify(folder: Path = FOLDER) -> int:
     return len(files)
 
 
+def _seconds(clips: Sequence[SpeechItem | QuestionItem]) -> float:
+    return sum(clip.n_samples for clip in clips) / SAMPLE_RATE
+
+
 def summary() -> list[tuple[str, ...]]:
     """What the set holds: rows of (what, split, items, amount)."""
     rows: list[tuple[str, ...]] = [("what", "split", "items", "amount")]
@@ -180,8 +190,8 @@ def summary() -> list[tuple[str, ...]]:
         clips, asked = speech(split), questions(split)
         talks = conversations(split)
         rows += [
-            ("recorded speech", split, str(len(clips)), f"{sum(c.n_samples for c in clips) / 960_000:.1f} min"),
-            ("spoken questions (synthetic)", split, str(len(asked)), f"{sum(q.n_samples for q in asked) / 16_000:.0f} s"),
+            ("recorded speech", split, str(len(clips)), f"{_seconds(clips) / 60:.1f} min"),
+            ("spoken questions (synthetic)", split, str(len(asked)), f"{_seconds(asked):.0f} s"),
             ("pictures", split, str(len(pictures(split))), "128 x 128"),
             ("conversations", split, str(len(talks)), f"{sum(len(c.text) for c in talks) / 1e3:.0f} kB"),
         ]

@@ -38,6 +38,15 @@ def _name(source: Source) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
+class _Stream(io.BytesIO):
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Refuse a place before the start without raising: soundfile would print the traceback and go on."""
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return self.tell()
+
+
 def _open(source: Source, what: str) -> io.BytesIO:
     if isinstance(source, bytes):
         payload = source
@@ -48,19 +57,19 @@ def _open(source: Source, what: str) -> io.BytesIO:
         if not path.is_file():
             raise MediaError(f"{path}: is not a file; give the path of {what}.")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise MediaError(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read.")
+            raise MediaError(
+                f"{path}: {path.stat().st_size / 2**20:.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read."
+            )
         try:
             payload = path.read_bytes()
         except PermissionError:
             raise MediaError(f"{path}: may not be read; check its permissions.") from None
     if not payload:
         raise MediaError(f"{_name(source)}: is empty; expected {what}.")
-    return io.BytesIO(payload)
+    return _Stream(payload)
 
 
-def read_audio(
-    source: Source, *, sample_rate: int = 16_000, max_seconds: float | None = None
-) -> np.ndarray:
+def read_audio(source: Source, *, sample_rate: int = 16_000, max_seconds: float | None = None) -> np.ndarray:
     """A recording as (n_samples,) float32 mono in about [-1, 1] at sample_rate (Hz), resampled by soxr.
 
     Raises MediaError when it is missing, not WAV/FLAC/OGG/MP3/AIFF, empty, longer than max_seconds, outside
@@ -85,7 +94,9 @@ def read_audio(
                     "cut it into shorter files."
                 )
             if max_seconds is not None and frames / rate > max_seconds:
-                raise MediaError(f"{name}: {frames / rate:.2f} s; at most {max_seconds:.2f} s fit, shorten it.")
+                raise MediaError(
+                    f"{name}: {frames / rate:.2f} s; at most {max_seconds:.2f} s fit, shorten it."
+                )
             samples = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise MediaError(f"{name}: is not a readable recording ({error.error_string.rstrip('.')}).") from None
@@ -119,6 +130,10 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 "read, make it smaller."
             )
         picture.load()
+        if picture.mode.startswith("I"):
+            # Pillow clips 16-bit grey at 255 when it converts: everything but the darkest would turn white.
+            wide = np.clip(np.asarray(picture), 0, 65_535).astype(np.uint16)
+            return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             layer = picture.convert("RGBA")
             white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -127,7 +142,9 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError:
         raise MediaError(f"{name}: is not a picture; expected png, jpeg, webp, gif or bmp.") from None
     except Image.DecompressionBombError:
-        raise MediaError(f"{name}: too many pixels; at most {max_pixels / 1e6:.0f} megapixels are read.") from None
+        raise MediaError(
+            f"{name}: too many pixels; at most {max_pixels / 1e6:.0f} megapixels are read."
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         # Pillow's plugins raise all of these for broken files.
         if isinstance(error, MediaError):

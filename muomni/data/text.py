@@ -97,8 +97,10 @@ def _token_bytes(bpe: BPETokenizer) -> list[bytes]:
     table = _byte_of_character()
     tokens = [bpe.id_to_token(i) for i in range(bpe.get_vocab_size(with_added_tokens=True))]
     if tuple(tokens[:N_SPECIAL]) != SPECIAL_TOKENS:
-        raise TokenizerError(f"tokenizer: control tokens {tokens[:N_SPECIAL]}, expected {list(SPECIAL_TOKENS)}; retrain.")
-    return [b""] * N_SPECIAL + [bytes(table[c] for c in token) for token in tokens[N_SPECIAL:]]
+        raise TokenizerError(
+            f"tokenizer: control tokens {tokens[:N_SPECIAL]}, expected {list(SPECIAL_TOKENS)}; retrain the text stage."
+        )
+    return [b""] * N_SPECIAL + [bytes(table[c] for c in token or "") for token in tokens[N_SPECIAL:]]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -61,6 +61,30 @@ def test_no_text_concept_or_conversation_stands_in_two_splits() -> None:
             assert not by_split[a] & by_split[b], f"{what}: {a} and {b} share items"
 
 
+def test_no_picture_is_blank_and_none_is_drawn_twice_under_two_names() -> None:
+    seen: dict[bytes, str] = {}
+    for item in (item for split in SPLITS for item in embedded.pictures(split)):
+        picture = embedded.picture(item)
+        assert picture.min() < 240, f"{item.label} is blank"
+        other = seen.setdefault(picture.tobytes(), item.label)
+        assert other == item.label, f"{item.label} and {other} are the same picture"
+
+
+@pytest.mark.parametrize(
+    "name", ["walking", "running", "golfing", "pilot", "elf", "firefighter", "shrugging"]
+)
+def test_man_woman_and_person_doing_the_same_stand_in_one_split(name: str) -> None:
+    drawn = {"man", "woman", "person", "facing", "right", name}
+    found = [
+        (item.label, split)
+        for split in SPLITS
+        for item in embedded.pictures(split)
+        if name in (words := set(item.label.replace(":", " ").split())) and words <= drawn
+    ]
+    assert len(found) >= 3
+    assert len({split for _, split in found}) == 1, found
+
+
 def test_transcripts_can_be_spelled_and_fit_50_hz() -> None:
     for split in SPLITS:
         for item in embedded.speech(split):

@@ -12,13 +12,14 @@ import numpy as np
 
 from muomni.data.sources.fetch import Package, build_tool, fetch
 
+VOICE = "Asterisk core sounds, Copyright 2003-2010 Allison Smith (theivrvoice.com), financed by Digium, Inc."
 SOUNDS = Package(
     registry="debian",
     name="asterisk-core-sounds-en-g722",
     version="1.6.1-1",
     sha256="38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
     licence="CC-BY-SA-3.0",
-    attribution="Asterisk core sounds, (C) 2003-2010 Allison Smith (voice), financed by Digium, Inc.",
+    attribution=VOICE,
     gives="recorded English speech (speech.tar), trimmed and re-encoded as Ogg Opus",
 )
 TEXTS = Package(
@@ -27,13 +28,16 @@ TEXTS = Package(
     version="1.6.1-1",
     sha256="973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
     licence="CC-BY-SA-3.0",
-    attribution="Asterisk core sounds, (C) 2003-2010 Allison Smith (voice), financed by Digium, Inc.",
+    attribution=VOICE,
     gives="transcripts of the recordings (speech.tar)",
 )
 SPEAKER = "allison"
 SAMPLE_RATE = 16_000
 KEEP_SECONDS = 0.08
 """Silence kept before and after the speech."""
+
+# How "H.323", "extension 1234", "28.8" or "www.asterisk.org" are read aloud cannot be told from the writing.
+_AMBIGUOUS = re.compile(r"\d{4}|\d\.\d|[a-z]\.\d|www\.", re.IGNORECASE)
 
 
 def split_of(text: str) -> str:
@@ -67,7 +71,7 @@ def decode_g722(path: Path) -> np.ndarray:
 
 
 def items(cache: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """Records and waveforms of every transcribed prompt that is speech, in the order of the transcripts."""
+    """Records and waveforms of every prompt that is speech and whose transcript says what is heard."""
     sounds = next(fetch(SOUNDS, cache).rglob("en_US_f_Allison"))
     listing = next(fetch(TEXTS, cache).rglob("core-sounds-en.txt.gz"))
     found: list[tuple[dict[str, Any], np.ndarray]] = []
@@ -77,7 +81,7 @@ def items(cache: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
         if line.startswith(";") or not colon or key.startswith("silence/") or not path.exists():
             continue
         text = spoken_form(transcript)
-        if not text or "sound plays" in transcript:
+        if not text or "sound plays" in transcript or _AMBIGUOUS.search(transcript):
             continue
         waveform = trim(decode_g722(path))
         record = {

@@ -16,7 +16,7 @@ CONVERSATIONS = Package(
     version="0.9.0",
     sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
     licence="MIT",
-    attribution="Chit-Chat Dataset, (C) 2018-2019 William Myers, BYU Perception, Control & Cognition Lab",
+    attribution="chitchat-dataset, Copyright (c) 2019 Perception, Control and Cognition Lab (BYU)",
     gives="conversations between people (text.jsonl.xz), filtered",
 )
 MAX_BYTES = 2_500_000
@@ -25,6 +25,7 @@ MAX_BYTES = 2_500_000
 # Whole conversations with one of these word stems are left out: a crude filter, said in the attribution.
 _UNWANTED = re.compile(
     r"\b(fuck|shit|cunt|bitch|nigg|fag|rape|porn|sex|dick|pussy|slut|whore|kill your|suicid|nazi|hitler|cock|penis|"
+    r"ass\b|asshole|cum\b|fetish|erotic|dyke|tranny|kike|chink|spic\b|gook|coon\b|wetback|molest|incest|"
     r"vagina|retard|tits|boob|horny|nude|naked|drunk|weed|cocaine)",
     re.IGNORECASE,
 )

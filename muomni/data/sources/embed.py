@@ -16,6 +16,7 @@ import soundfile
 
 from muomni.data.sources import asterisk, chitchat, emoji, questions
 from muomni.data.sources.fetch import Package
+from muomni.data.sources.ogg import with_serial
 
 PACKAGES: tuple[Package, ...] = (
     asterisk.SOUNDS,
@@ -27,12 +28,27 @@ PACKAGES: tuple[Package, ...] = (
     questions.FLITE,
     questions.FLITE_VOICES,
 )
+MIT = (
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated",
+    'documentation files (the "Software"), to deal in the Software without restriction, including without limitation',
+    "the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and",
+    "to permit persons to whom the Software is furnished to do so, subject to the following conditions:",
+    "",
+    "The above copyright notice and this permission notice shall be included in all copies or substantial portions of",
+    "the Software.",
+    "",
+    'THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO',
+    "THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE",
+    "AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF",
+    "CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS",
+    "IN THE SOFTWARE.",
+)
 COMPRESSION_LEVEL = 0.955
 """libsndfile's Opus setting (0 best, 1 smallest): about 25 kbit/s at 16 kHz mono."""
 
 
 def encode_opus(waveform: np.ndarray) -> bytes:
-    """A 16 kHz mono waveform as Ogg Opus."""
+    """A 16 kHz mono waveform as Ogg Opus; equal samples give equal bytes."""
     buffer = io.BytesIO()
     peak = float(np.abs(waveform).max())
     soundfile.write(
@@ -43,7 +59,7 @@ def encode_opus(waveform: np.ndarray) -> bytes:
         subtype="OPUS",
         compression_level=COMPRESSION_LEVEL,
     )
-    return buffer.getvalue()
+    return with_serial(buffer.getvalue(), 1)
 
 
 def write_tar(path: Path, records: list[dict[str, Any]], files: Iterable[tuple[str, bytes]]) -> None:
@@ -81,9 +97,15 @@ def attribution() -> str:
     lines += [
         "Changes made: recordings trimmed, resampled to 16 kHz and encoded as Ogg Opus; transcripts normalised to",
         "lower-case words (the original is kept beside them); drawings rendered on white and encoded as WebP;",
-        "conversations with unwanted words, links, addresses or long numbers left out. speech.tar is a derivative of",
-        "CC-BY-SA-3.0 material and stays under CC-BY-SA-3.0 (https://creativecommons.org/licenses/by-sa/3.0/).",
-        "The spoken questions are synthetic speech and are labelled so.",
+        "conversations with a link, an address, a long number or a word of a short list (slurs, sexual words, drugs)",
+        "left out whole: a simple filter, which does not judge meaning. speech.tar is a derivative of CC-BY-SA-3.0",
+        "material and stays under CC-BY-SA-3.0 (https://creativecommons.org/licenses/by-sa/3.0/).",
+        "The spoken questions are synthetic speech and are labelled so; no voice's model or code is included.",
+        "",
+        "OFL-1.1: https://openfontlicense.org. Apache-2.0: https://www.apache.org/licenses/LICENSE-2.0.",
+        "",
+        "## The MIT licence, as it applies to the MIT sources above with their copyright lines",
+        *MIT,
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,7 +114,9 @@ def _file_name(identifier: str, suffix: str) -> str:
     return identifier.replace("/", "_") + suffix
 
 
-def build(out: Path, *, cache: Path | None = None, progress: Callable[[str], None] = lambda line: None) -> None:
+def build(
+    out: Path, *, cache: Path | None = None, progress: Callable[[str], None] = lambda line: None
+) -> None:
     """Write the whole set into out.
 
     cache: where packages are kept between rebuilds; default out/../embedded-cache.
@@ -104,7 +128,9 @@ def build(out: Path, *, cache: Path | None = None, progress: Callable[[str], Non
     for name, items in spoken:
         files = [(_file_name(record["id"], ".ogg"), encode_opus(waveform)) for record, waveform in items]
         write_tar(out / f"{name}.tar", [record for record, _ in items], files)
-        progress(f"{name}: {len(items)} clips, {sum(len(w) for _, w in items) / asterisk.SAMPLE_RATE / 60:.1f} min")
+        progress(
+            f"{name}: {len(items)} clips, {sum(len(w) for _, w in items) / asterisk.SAMPLE_RATE / 60:.1f} min"
+        )
     pictures = emoji.items(cache)
     write_tar(
         out / "pictures.tar",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FONT = Package(
     version="2.042-0+deb12u1",
     sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
     licence="OFL-1.1",
-    attribution="Noto Color Emoji, (C) 2013-2023 Google LLC",
+    attribution="Noto Color Emoji, Copyright 2022 Google Inc.; Noto is a trademark of Google Inc.",
     gives="the drawings (pictures.tar), rendered on white and encoded as WebP",
 )
 WORDS = Package(
@@ -27,7 +28,7 @@ WORDS = Package(
     version="17.0.0",
     sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
     licence="MIT",
-    attribution="emojibase-data, (C) 2017-2019 Miles Johnson; derived from Unicode CLDR, (C) Unicode, Inc.",
+    attribution="emojibase-data, Copyright (c) 2017-2019 Miles Johnson",
     gives="labels, tags and groups of the pictures (pictures.tar)",
 )
 GROUPS = (
@@ -41,19 +42,29 @@ SIDE = 128
 """Pixels per side of a stored picture."""
 
 
-def split_of(label: str) -> str:
-    """Split by hash of the concept: 10 % test, 10 % validation."""
-    return {0: "test", 1: "validation"}.get(zlib.crc32(label.encode()) % 10, "train")
+# Code points that change who is drawn or which way it faces, not what it is: person, man, woman, joiner,
+# colour selector, the two gender signs, right arrow.
+_VARIANT = frozenset(("1F9D1", "1F468", "1F469", "200D", "FE0F", "2640", "2642", "27A1"))
 
 
-def render(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """The emoji on white, scaled into SIDE x SIDE pixels."""
+def concept_of(hexcode: str) -> str:
+    """What is drawn: equal for man, woman and person walking, whichever way they face."""
+    return "-".join(code for code in hexcode.split("-") if code not in _VARIANT) or "person"
+
+
+def split_of(concept: str) -> str:
+    """Split by hash of the concept's first label: 10 % test, 10 % validation."""
+    return {0: "test", 1: "validation"}.get(zlib.crc32(concept.encode()) % 10, "train")
+
+
+def render(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
+    """The emoji on white, scaled into SIDE x SIDE pixels; None when the font does not draw it."""
     canvas = Image.new("RGBA", (160, 160), (255, 255, 255, 255))
     ImageDraw.Draw(canvas).text((80, 80), emoji, font=font, embedded_color=True, anchor="mm")
-    grey = canvas.convert("L").point(lambda v: 255 if v < 250 else 0)
-    box = grey.getbbox()
+    ink = canvas.convert("L").point([255 if value < 250 else 0 for value in range(256)])
+    box = ink.getbbox()
     if box is None:
-        return canvas.convert("RGB").resize((SIDE, SIDE))
+        return None
     drawn = canvas.crop(box).convert("RGB")
     drawn.thumbnail((SIDE - 8, SIDE - 8), Image.Resampling.LANCZOS)
     picture = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
@@ -68,23 +79,37 @@ def encode(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _plainness(record: dict[str, Any]) -> tuple[int, int]:
+    words = re.findall(r"\w+", record["label"])
+    return sum(word in ("man", "woman", "boy", "girl") for word in words), len(record["label"])
+
+
 def items(cache: Path) -> list[tuple[dict[str, Any], bytes]]:
-    """Records and WebP bytes of every emoji that has a group; skin tones are not separate concepts."""
+    """Records and WebP bytes of every emoji that has a group and that the font draws.
+
+    Skin tones are not separate concepts. Of several emoji drawn alike (the flags of Norway and of Bouvet
+    Island) only the one with the plainest label is kept: the others would be errors of whoever names it.
+    """
     font_path = next(fetch(FONT, cache).rglob("NotoColorEmoji.ttf"))
     words = json.loads(next(fetch(WORDS, cache).rglob("en/data.json")).read_text(encoding="utf-8"))
     font = ImageFont.truetype(str(font_path), RENDER_SIZE)
-    found: list[tuple[dict[str, Any], bytes]] = []
+    first_label: dict[str, str] = {}
+    drawn: dict[bytes, list[dict[str, Any]]] = {}
     for entry in words:
         group = entry.get("group")
         if group is None or GROUPS[group] == "component":
             continue
         label = entry["label"].lower()
+        picture = render(entry["emoji"], font)
+        if picture is None:
+            continue
+        concept = first_label.setdefault(concept_of(entry["hexcode"]), label)
         record = {
             "id": f"emoji/{entry['hexcode']}",
             "label": label,
             "tags": [tag.lower() for tag in entry.get("tags", [])],
             "group": GROUPS[group],
-            "split": split_of(label),
+            "split": split_of(concept),
         }
-        found.append((record, encode(render(entry["emoji"], font))))
-    return found
+        drawn.setdefault(encode(picture), []).append(record)
+    return [(min(alike, key=_plainness), payload) for payload, alike in drawn.items()]

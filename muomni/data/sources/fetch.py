@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
@@ -38,7 +39,15 @@ def _client(package: Package) -> list[str]:
     if package.registry == "debian":
         return ["apt-get", "download", f"{package.name}={package.version}"]
     if package.registry == "pypi":
-        return ["python3", "-m", "pip", "download", "-q", "--no-deps", f"{package.name}=={package.version}"]
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            f"{package.name}=={package.version}",
+        ]
     return ["npm", "pack", "-s", f"{package.name}@{package.version}"]
 
 
@@ -52,7 +61,9 @@ def fetch(package: Package, cache: Path) -> Path:
     Returns the folder of its files. Raises SourceError when the client is missing or fails, or when
     the archive's SHA-256 is not the pinned one.
     """
-    folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(":", "_")
+    folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(
+        ":", "_"
+    )
     downloads, files = folder / "archive", folder / "files"
     archive = next((p for p in downloads.glob("*") if _digest(p) == package.sha256), None)
     if archive is None:
@@ -82,6 +93,8 @@ def _unpack(archive: Path, files: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if archive.suffix == ".deb":
+        if shutil.which("dpkg") is None:
+            raise SourceError(f"{archive.name}: needs dpkg, which is not installed here.")
         subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
     elif archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as bundle:
@@ -92,9 +105,24 @@ def _unpack(archive: Path, files: Path) -> None:
     partial.rename(files)
 
 
-def build_tool(module: str) -> ModuleType:
-    """A Python package needed only to rebuild the set. Raises SourceError naming the extra to install."""
+def build_tool(module: str, *, folder: Path | None = None) -> ModuleType:
+    """A Python package needed only to rebuild the set, from folder (a pinned wheel's files) or as installed.
+
+    Raises SourceError naming the extra to install, or when the package was already imported from elsewhere.
+    """
+    if folder is not None:
+        sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise SourceError(f"rebuilding needs the package {module}; pip install 'muomni[embed]'.") from None
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"rebuilding needs the package {error.name}; pip install 'muomni[embed]'."
+        ) from None
+    finally:
+        if folder is not None:
+            sys.path.remove(str(folder))
+    if folder is not None and not Path(str(found.__file__)).is_relative_to(folder):
+        raise SourceError(
+            f"{module}: imported from {found.__file__}, not from the pinned package in {folder}."
+        )
+    return found

@@ -25,7 +25,7 @@ HIBARI = Package(
     version="0.2.1",
     sha256="49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3",
     licence="Apache-2.0",
-    attribution="hibari-tts, voice 'heart'",
+    attribution="hibari, Copyright 2026 Maureese Williams; voice 'heart', distilled from Kokoro-82M (hexgrad)",
     gives="synthetic spoken questions (questions.tar)",
 )
 FLITE = Package(
@@ -34,7 +34,7 @@ FLITE = Package(
     version="2.2-5",
     sha256="f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9",
     licence="BSD-like (CMU)",
-    attribution="Flite, (C) 1999-2020 Language Technologies Institute, Carnegie Mellon University",
+    attribution="Flite, Language Technologies Institute, Carnegie Mellon University",
     gives="synthetic spoken questions (questions.tar)",
 )
 FLITE_VOICES = Package(
@@ -43,7 +43,7 @@ FLITE_VOICES = Package(
     version="2.2-5",
     sha256="bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
     licence="BSD-like (CMU)",
-    attribution="Flite, (C) 1999-2020 Language Technologies Institute, Carnegie Mellon University",
+    attribution="Flite, Language Technologies Institute, Carnegie Mellon University",
     gives="voices slt, rms, awb and kal16 of the synthetic questions (questions.tar)",
 )
 VOICES = ("hibari", "slt", "rms", "awb", "kal16")
@@ -95,8 +95,8 @@ def _speak_flite(text: str, voice: str, cache: Path) -> np.ndarray:
 
 def items(cache: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Records and waveforms: every wording in every voice."""
-    hibari: Any = build_tool("hibari")
-    fetch(HIBARI, cache)
+    build_tool("onnxruntime")
+    hibari: Any = build_tool("hibari", folder=fetch(HIBARI, cache))
     narrator = hibari.Hibari()
     found: list[tuple[dict[str, Any], np.ndarray]] = []
     for kind, wordings in WORDINGS.items():
