@@ -107,25 +107,24 @@ class AudioStage(StageBase):
         return self._mels[key]
 
     def batches(self, split: embedded.Split, state: int) -> Iterator[SpeechBatch]:
-        """Clips packed by frames; in training each at a drawn speed, shifted and masked."""
+        """Clips packed by frames; in training each at every speed once an epoch, shifted and masked."""
         items, training = self.items(split), split == "train"
-        speeds = len(SPEEDS) if training and self.run.train.augment else 1
-        slowest = min(SPEEDS) if speeds > 1 else 1.0
-        lengths = [-(-int(i.n_samples / slowest) // self.config.samples_per_frame) + 1 for i in items]
+        varied = training and self.run.train.augment
+        speeds = range(len(SPEEDS)) if varied else [SPEEDS.index(1.0)]
+        copies = [(item, speed) for item in items for speed in speeds]
+        # Resampling may round up by one sample.
+        lengths = [self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies]
         order = Order(
             lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
             seed=self.run.seed, shuffle=training,
         )  # fmt: skip
         rows = order.iterate(state) if training else iter(order.epoch(0))
         for position, row in enumerate(rows, start=state):
-            draw = generator(self.run.seed, 3, position)
-            chosen = (
-                torch.randint(speeds, (len(row),), generator=draw).tolist() if speeds > 1 else [1] * len(row)
-            )
-            mels = [self.mel(items[i], speed) for i, speed in zip(row, chosen, strict=True)]
-            if training and self.run.train.augment:
+            mels = [self.mel(*copies[i]) for i in row]
+            if varied:
+                draw = generator(self.run.seed, 3, position)
                 mels = [self.augment(mel, draw) for mel in mels]
-            yield self.collate(mels, [items[i].text for i in row], capacity=int(order.capacity[0]))
+            yield self.collate(mels, [copies[i][0].text for i in row], capacity=int(order.capacity[0]))
 
     def augment(self, mel: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Shift along both axes, then mask two bands and some stretches of time with the clip's mean."""
