@@ -9,17 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from muomni.errors import UserError
+from muomni.budget import TokenBudget, TokenBudgetError
 from muomni.settings import require as _require
 from muomni.tokens import N_SPECIAL
 
 SIZES: tuple[str, ...] = ("nano", "tiny", "base")
 STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "omni", "talker")
 """In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
-
-
-class TokenBudgetError(UserError, ValueError):
-    """Text, images and audio of one sequence do not fit max_seq_len."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,30 +201,6 @@ class VocoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenBudget:
-    """How one sequence's max_seq_len positions are spent."""
-
-    n_text: int
-    """Text and control tokens."""
-    n_image: int
-    """Image positions."""
-    n_audio: int
-    """Audio positions."""
-    max_seq_len: int
-    """Positions there are."""
-
-    @property
-    def total(self) -> int:
-        """Positions used."""
-        return self.n_text + self.n_image + self.n_audio
-
-    @property
-    def overflow(self) -> int:
-        """Positions by which the sequence is too long; 0 when it fits."""
-        return max(0, self.total - self.max_seq_len)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """All parts of one model."""
 
@@ -379,6 +351,9 @@ class TrainConfig:
     """Newest checkpoints kept."""
     augment: bool = True
     """Augment pictures and clips."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products in training: medium lets a CPU with bf16 units or a GPU round the factors (sums
+    stay float32), highest keeps float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

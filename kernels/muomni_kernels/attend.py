@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from muomni_kernels import reference, registry
 
 QUERY_CHUNK = 128
-"""Queries of one SDPA call of the chunked CPU backend."""
+"""Queries of one product of the chunked CPU backend."""
 
 
 def attention(
@@ -79,48 +79,77 @@ def _heads_first(t: torch.Tensor) -> torch.Tensor:
     return t.transpose(-3, -2)
 
 
-def _sdpa_chunked(
+@functools.lru_cache(maxsize=8)
+def _chunk_plan(
+    bounds: tuple[int, ...], causal: bool, groups: int
+) -> list[tuple[int, int, int, int, torch.Tensor]]:
+    """(first query, end, first key, end, bias (1, groups * queries, keys)) of every chunk of queries.
+
+    The bias is 0 where a query may look and -inf elsewhere. Kept for the layers of one model, which share it.
+    """
+    spans = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    sizes = torch.tensor([b - a for a, b in spans])
+    starts, ends = (torch.repeat_interleave(torch.tensor(edge), sizes) for edge in zip(*spans, strict=True))
+    position = torch.arange(bounds[-1])
+    plan = []
+    for begin in range(0, bounds[-1], QUERY_CHUNK):
+        end = min(begin + QUERY_CHUNK, bounds[-1])
+        first, last = int(starts[begin]), end if causal else int(ends[end - 1])
+        keys, rows = position[first:last], slice(begin, end)
+        limit = position[rows] + 1 if causal else ends[rows]
+        hidden = (keys < starts[rows, None]) | (keys >= limit[:, None])
+        bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).repeat(groups, 1)[None]
+        plan.append((begin, end, first, last, bias))
+    return plan
+
+
+def _softmax_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, Tq, H, D), (B, Tk, Hkv, D) twice, bias (1, H // Hkv * Tq, Tk) or None -> (B, Tq, H, D).
+
+    Queries that share a key head stand in one matrix, so grouped keys are never copied.
+    """
+    n, n_queries, heads, d = q.shape
+    n_keys, kv_heads = k.shape[1], k.shape[2]
+    groups = heads // kv_heads
+    queries = q.view(n, n_queries, kv_heads, groups, d).permute(0, 2, 3, 1, 4)
+    queries = queries.reshape(n * kv_heads, groups * n_queries, d)
+    keys = k.permute(0, 2, 3, 1).reshape(n * kv_heads, d, n_keys)
+    values = v.transpose(1, 2).reshape(n * kv_heads, n_keys, d)
+    if bias is None:
+        scores = torch.bmm(queries * d**-0.5, keys)
+    else:
+        scores = torch.baddbmm(bias.to(q.dtype), queries, keys, alpha=d**-0.5)
+    out = torch.bmm(scores.softmax(-1), values)
+    return out.view(n, kv_heads, groups, n_queries, d).permute(0, 3, 1, 2, 4).reshape(n, n_queries, heads, d)
+
+
+def _chunked(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, causal: bool
 ) -> torch.Tensor:
-    """CPU: one call when all documents are equally long, else one per chunk of queries over the keys they can see.
+    """CPU: one batched product when all documents are equally long, else chunks of queries over what they see.
 
     Work grows with T * (chunk + document), not with T * T. Reading cu_seqlens costs nothing on a CPU.
     """
-    bounds = cu_seqlens.tolist()
-    spans = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
-    used, n_tokens = bounds[-1], q.shape[0]
-    if not spans:
+    bounds = tuple(cu_seqlens.tolist())
+    used, n_tokens, groups = bounds[-1], q.shape[0], q.shape[1] // k.shape[1]
+    if not used:
         return torch.zeros_like(q)
-    gqa = q.shape[1] != k.shape[1]
-    length = spans[0][1] - spans[0][0]
-    if all(b - a == length for a, b in spans):
-        rows = [_heads_first(t[:used].reshape(len(spans), length, *t.shape[1:])) for t in (q, k, v)]
-        out = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], is_causal=causal, enable_gqa=gqa)
-        done = _heads_first(out).reshape(used, *q.shape[1:])
-        return done if used == n_tokens else torch.cat((done, q.new_zeros(n_tokens - used, *q.shape[1:])))
-    sizes = torch.tensor([b - a for a, b in spans])
-    document = torch.repeat_interleave(torch.arange(len(spans)), sizes)
-    starts = torch.repeat_interleave(torch.tensor([a for a, _ in spans]), sizes).tolist()
-    ends = torch.repeat_interleave(torch.tensor([b for _, b in spans]), sizes).tolist()
-    position = torch.arange(used)
-    pieces: list[torch.Tensor] = []
-    for begin in range(0, used, QUERY_CHUNK):
-        end = min(begin + QUERY_CHUNK, used)
-        first, last = starts[begin], end if causal else ends[end - 1]
-        seen = document[begin:end, None] == document[None, first:last]
-        if causal:
-            seen &= position[begin:end, None] >= position[None, first:last]
-        out = F.scaled_dot_product_attention(
-            _heads_first(q[begin:end])[None],
-            _heads_first(k[first:last])[None],
-            _heads_first(v[first:last])[None],
-            attn_mask=seen,
-            enable_gqa=gqa,
-        )
-        pieces.append(_heads_first(out[0]))
+    lengths = {b - a for a, b in zip(bounds, bounds[1:], strict=False) if b > a}
+    length = max(lengths)
+    if len(lengths) == 1 and length <= QUERY_CHUNK:
+        rows = [t[:used].reshape(used // length, length, *t.shape[1:]) for t in (q, k, v)]
+        bias = _chunk_plan((0, length), causal, groups)[0][4] if causal else None
+        pieces = [_softmax_attention(rows[0], rows[1], rows[2], bias).reshape(used, *q.shape[1:])]
+    else:
+        pieces = [
+            _softmax_attention(q[None, begin:end], k[None, first:last], v[None, first:last], bias)[0]
+            for begin, end, first, last, bias in _chunk_plan(bounds, causal, groups)
+        ]
     if used < n_tokens:
         pieces.append(q.new_zeros(n_tokens - used, *q.shape[1:]))
-    return torch.cat(pieces)
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _sdpa_mask(
@@ -222,7 +251,7 @@ def _decode_sdpa(
 
 
 registry.register("attention", "varlen", _varlen, supports=_varlen_supports, available=_varlen_available)
-registry.register("attention", "sdpa", _sdpa_chunked, supports=_chunked_supports, available=_anything)
+registry.register("attention", "chunked", _chunked, supports=_chunked_supports, available=_anything)
 registry.register("attention", "sdpa_mask", _sdpa_mask, supports=_anything, available=_anything)
 registry.register("attention", "reference", reference.attention, supports=_anything, available=_anything)
 registry.register("attention_decode", "sdpa", _decode_sdpa, supports=_anything, available=_anything)

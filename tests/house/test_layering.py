@@ -7,15 +7,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-BASE = {"config", "settings", "errors", "tokens"}
+BASE = {"budget", "config", "settings", "errors", "tokens"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "tokens": set(),
     "plot": set(),
     "progress": set(),
     "metrics": set(),
+    "budget": {"errors"},
     "settings": {"errors"},
-    "config": {"settings", "errors", "tokens"},
+    "config": {"budget", "settings", "tokens"},
     "recipes": {"config", "settings"},
     "nn": {"muomni_kernels"},
     "models": {"nn", "muomni_kernels"} | BASE,

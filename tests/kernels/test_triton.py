@@ -44,7 +44,10 @@ KERNELS: dict[str, tuple[str, dict[str, str], dict[str, float | int]]] = {
         "triton_rms_norm",
         {
             **dict.fromkeys(("dy_ptr", "x_ptr", "w_ptr"), "*bf16"),
-            "rstd_ptr": "*fp32", "dx_ptr": "*bf16", "partial_ptr": "*fp32", "n_rows": "i32",
+            "rstd_ptr": "*fp32",
+            "dx_ptr": "*bf16",
+            "partial_ptr": "*fp32",
+            "n_rows": "i32",
         },
         ROW,
     ),
