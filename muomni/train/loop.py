@@ -82,7 +82,7 @@ def train(
         torch.manual_seed(step_seed(run.seed, 0))
         record = checkpoint.read_record(directory)
         if record is not None:
-            check_same_model(record["config"]["model"], run.model, where=directory)
+            check_same_model(record["config"]["model"], run.model, keys=("size",), where=directory)
         parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
         same = resume and record is not None and (record["config"], record["parents"]) == (config, parents)
         whole = record is not None and checkpoint.newest_step(directory) == record["step"]

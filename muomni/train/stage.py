@@ -22,6 +22,18 @@ from muomni.settings import to_dict
 Part = TypeVar("Part", bound=nn.Module)
 
 
+DEPENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "text": ("size", "thinker", "max_seq_len"),
+        "audio": ("size", "audio", "mel"),
+        "vision": ("size", "vision"),
+        "codec": ("size", "codec", "mel"),
+        "omni": ("size", "thinker", "vision", "audio", "mel", "max_seq_len"),
+    }
+)
+"""Groups of the model's configuration that a stage's result depends on: a child may differ in all others."""
+
+
 class StageOrderError(UserError, RuntimeError):
     """A stage whose prerequisites are not trained yet."""
 
@@ -198,17 +210,24 @@ def parent_checkpoint(root: Path, *, parent: str, child: str, config: ModelConfi
         raise StageOrderError(
             f"stage {child} needs stage {parent}: run `muomni train --stage {parent} --run {root}` first."
         )
-    check_same_model(json.loads((path / "run.json").read_text())["config"]["model"], config, where=path)
+    check_same_model(
+        json.loads((path / "run.json").read_text())["config"]["model"],
+        config,
+        keys=DEPENDS[parent],
+        where=path,
+    )
     return path
 
 
-def check_same_model(saved: Mapping[str, Any], config: ModelConfig, *, where: Path) -> None:
-    """Raise CheckpointError when a saved model's configuration is not this one, naming the first difference."""
+def check_same_model(
+    saved: Mapping[str, Any], config: ModelConfig, *, keys: Sequence[str], where: Path
+) -> None:
+    """Raise CheckpointError when a saved model's configuration differs in one of `keys`, naming the first difference."""
     ours = to_dict(config)
-    for key in ours:
-        if saved.get(key) == ours[key]:
-            continue
+    for key in keys:
         theirs, mine = saved.get(key), ours[key]
+        if theirs == mine:
+            continue
         if isinstance(mine, dict) and isinstance(theirs, dict):
             field = next(k for k in [*mine, *theirs] if mine.get(k) != theirs.get(k))
             key, theirs, mine = f"{key}.{field}", theirs.get(field), mine.get(field)

@@ -113,7 +113,9 @@ class AudioStage(StageBase):
         speeds = range(len(SPEEDS)) if varied else [SPEEDS.index(1.0)]
         copies = [(item, speed) for item in items for speed in speeds]
         # Resampling may round up by one sample.
-        lengths = [self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies]
+        lengths = [
+            self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies
+        ]
         order = Order(
             lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
             seed=self.run.seed, shuffle=training,

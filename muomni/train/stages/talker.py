@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from muomni.config import RunConfig
 from muomni.data import embedded
-from muomni.data.audio import audio_frames
+from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import Order, pack
 from muomni.data.template import Document
 from muomni.models.codec import Codec
@@ -20,19 +21,23 @@ from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets, token_loss
-from muomni.train.stage import Figure, Parts, StageBase, freeze, load_parent, part
+from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.tasks import SAY, Example, documents
 
 STOP_WEIGHT = 0.2
 """Weight of the stop loss, which is summed over every frame as the code loss is over every code."""
+GAIN = 0.1
+"""Standard deviation of the loudness change of training recordings, normalised log-mel units."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
     """One recording with the text it says."""
 
+    log_mel: torch.Tensor
+    """(n_frames, n_mels) float32, normalised."""
     codes: torch.Tensor
     """(K, T) int64."""
     states: torch.Tensor
@@ -91,6 +96,9 @@ class TalkerStage(StageBase):
         """Recordings left out of each split: too long for the context, or with more subwords than frames."""
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
+        codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
+        counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
+        part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
         return model
 
     @torch.no_grad()
@@ -103,19 +111,37 @@ class TalkerStage(StageBase):
                 chosen, self.tokenizer, clip_tokens=[], n_image_tokens=self.config.vision.n_image_tokens,
                 max_seq_len=self.config.max_seq_len,
             )  # fmt: skip
+            mels = [normalise(log_mel(embedded.waveform(i), self.config.mel), self.config.mel) for i in items]
             made = [
-                Utterance(codes=self._codes(item), states=states, embeds=embeds)
-                for item, (states, embeds) in zip(items, self._conditions(found), strict=True)
+                Utterance(log_mel=mel, codes=self.encode([mel])[0], states=states, embeds=embeds)
+                for mel, (states, embeds) in zip(mels, self._conditions(found), strict=True)
             ]
             usable = [u for u in made if len(u.states) <= u.codes.shape[1]]
             self.dropped[split] = len(embedded.speech(split)) - len(usable)
             self._utterances[split] = usable
         return self._utterances[split]
 
-    def _codes(self, item: embedded.SpeechItem) -> torch.Tensor:
-        codec = part(self._model, "codec", Codec)
-        frames = audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.codec.factor)
-        return codec.encode(frames[None].to(self.device(self._model)))[0].cpu()
+    @torch.no_grad()
+    def encode(self, mels: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Codes (K, T) of normalised log-mels (n_frames, n_mels); the codec is causal, so padding is harmless."""
+        stacked = [stack_frames(mel, self.config.mel, factor=self.config.codec.factor) for mel in mels]
+        padded = nn.utils.rnn.pad_sequence(stacked, batch_first=True).to(self.device(self._model))
+        codes = part(self._model, "codec", Codec).encode(padded).cpu()
+        return [own[:, : len(frames)] for own, frames in zip(codes, stacked, strict=True)]
+
+    def varied(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
+        """The same recordings a little later and louder or softer: other codes of the same speech.
+
+        A start shifted by less than a code frame puts every frame's borders elsewhere, so that the few
+        recordings there are cannot be learnt by heart.
+        """
+        shifts = torch.randint(self.config.codec.factor, (len(made),), generator=draw).tolist()
+        gains = (GAIN * torch.randn(len(made), generator=draw)).tolist()
+        mels = [
+            torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) + gain
+            for u, shift, gain in zip(made, shifts, gains, strict=True)
+        ]
+        return [dataclasses.replace(u, codes=codes) for u, codes in zip(made, self.encode(mels), strict=True)]
 
     def _conditions(self, found: list[Document]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Thinker states and token embeddings over the answer of each document, EOS left out."""
@@ -136,13 +162,18 @@ class TalkerStage(StageBase):
     def batches(self, split: embedded.Split, state: int) -> Iterator[SpokenBatch]:
         """Utterances of similar length together: the padded size stays within batch_tokens frames."""
         made, training = self.utterances(split), split == "train"
-        lengths = [u.codes.shape[1] for u in made]
+        # A later start may take one frame more.
+        lengths = [u.codes.shape[1] + 1 for u in made]
         order = Order(
             lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
             seed=self.run.seed, shuffle=training, padded=True,
         )  # fmt: skip
-        for row in order.iterate(state) if training else iter(order.epoch(0)):
-            yield collate([made[i] for i in row])
+        rows = order.iterate(state) if training else iter(order.epoch(0))
+        for position, row in enumerate(rows, start=state):
+            chosen = [made[i] for i in row]
+            if training and self.run.train.augment:
+                chosen = self.varied(chosen, generator(self.run.seed, 3, position))
+            yield collate(chosen)
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
         """Codes and frames."""
