@@ -11,7 +11,17 @@ from collections.abc import Iterator
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("muomni", "torch", "triton", "numpy", "tokenizers", "safetensors", "soundfile", "soxr", "pillow"):
+    for name in (
+        "muomni",
+        "torch",
+        "triton",
+        "numpy",
+        "tokenizers",
+        "safetensors",
+        "soundfile",
+        "soxr",
+        "pillow",
+    ):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -69,7 +69,7 @@ def base() -> ModelConfig:
             vocab_size=32_768, d_model=512, n_layers=16, n_heads=8, n_kv_heads=4, head_dim=64, d_ff=1_536
         ),
         vision=VisionConfig(d_model=192, n_layers=12, n_heads=6, d_ff=512, embed_dim=192),
-        audio=AudioConfig(d_model=320, n_layers=10, n_heads=5, d_ff=896),
+        audio=AudioConfig(d_model=384, n_layers=10, n_heads=6, d_ff=1_024),
         codec=CodecConfig(d_model=384, n_layers=6, latent_dim=192),
         talker=TalkerConfig(
             d_model=384, n_layers=8, n_heads=6, n_kv_heads=3, head_dim=64, d_ff=1_024,
@@ -88,12 +88,12 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
         OptimConfig(lr=8e-3),
     ),
     "audio": (
-        TrainConfig(steps=900, batch_tokens=640, batch_items=64, matmul_precision="medium"),
-        OptimConfig(lr=2e-3),
+        TrainConfig(steps=2_000, batch_tokens=320, batch_items=32, matmul_precision="medium"),
+        OptimConfig(lr=3e-3),
     ),
-    "vision": (TrainConfig(steps=350, batch_items=128, matmul_precision="medium"), OptimConfig(lr=2e-3)),
+    "vision": (TrainConfig(steps=320, batch_items=128, matmul_precision="medium"), OptimConfig(lr=2e-3)),
     "codec": (
-        TrainConfig(steps=500, batch_tokens=512, batch_items=64, matmul_precision="medium"),
+        TrainConfig(steps=400, batch_tokens=512, batch_items=64, matmul_precision="medium"),
         OptimConfig(lr=2e-3),
     ),
     "omni": (
@@ -101,7 +101,7 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
         OptimConfig(lr=1e-3),
     ),
     "talker": (
-        TrainConfig(steps=400, batch_tokens=512, batch_items=32, matmul_precision="medium"),
+        TrainConfig(steps=350, batch_tokens=512, batch_items=32, matmul_precision="medium"),
         OptimConfig(lr=2e-3),
     ),
 }

@@ -32,20 +32,21 @@ class TalkerState:
 
 
 class DepthTransformer(nn.Module):
-    """Codebooks 1.. of a frame from its backbone state and the codes before them.
+    """Codebooks 1.. of a frame from its backbone state and what the codes before them add up to.
 
-    Position 0 holds the projected backbone state, position k the embedding of code k - 1; the output at
-    position k gives the logits of codebook k.
+    Position 0 holds the projected backbone state, position k the latent of codes 0..k - 1; the output at
+    position k gives the query of codebook k.
     """
 
     def __init__(self, cfg: TalkerConfig, codec: CodecConfig) -> None:
-        """Tables and heads of their own for every codebook, so positions need no rotary angles."""
+        """A learned vector and a projection for every codebook, so positions need no rotary angles."""
         super().__init__()
         d = cfg.depth_d_model
-        self.n_levels, self.size = codec.n_codebooks - 1, codec.codebook_size
+        self.n_levels = codec.n_codebooks - 1
         self.n_heads, self.head_dim = cfg.depth_heads, d // cfg.depth_heads
         self.enter = linear(cfg.d_model, d)
-        self.embedding = table(self.n_levels * self.size, d, std=1.0)
+        self.from_latent = linear(codec.latent_dim, d)
+        self.level = table(self.n_levels, d, std=0.5)
         self.blocks = nn.ModuleList(
             Block(
                 d, n_layers=cfg.depth_layers, n_heads=cfg.depth_heads, n_kv_heads=cfg.depth_heads,
@@ -54,32 +55,31 @@ class DepthTransformer(nn.Module):
             for _ in range(cfg.depth_layers)
         )  # fmt: skip
         self.norm = RMSNorm(d)
-        self.heads = nn.Parameter(torch.randn(self.n_levels, d, self.size) / math.sqrt(d))
+        self.queries = nn.Parameter(torch.randn(self.n_levels, d, codec.latent_dim) / math.sqrt(d))
 
-    def _embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """codes (N, k) of codebooks 0..k-1 -> (N, k, d)."""
-        levels = torch.arange(codes.shape[1], device=codes.device) * self.size
-        return F.embedding(codes + levels, self.embedding)
+    def _embed(self, latents: torch.Tensor, first: int) -> torch.Tensor:
+        """Latents (N, k, latent_dim) after codebooks first..first + k - 1 -> (N, k, d)."""
+        return self.from_latent(latents) + self.level[first : first + latents.shape[1]]
 
-    def forward(self, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """states (N, d_model), codes (N, K) teacher-forced -> logits (N, K - 1, codebook_size)."""
-        n_rows, seq_len = codes.shape
-        x = torch.cat([self.enter(states)[:, None], self._embed(codes[:, :-1])], dim=1).reshape(
+    def forward(self, states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """states (N, d_model), latents (N, K - 1, latent_dim) teacher-forced -> queries (N, K - 1, latent_dim)."""
+        n_rows, seq_len = len(states), self.n_levels + 1
+        x = torch.cat([self.enter(states)[:, None], self._embed(latents, 0)], dim=1).reshape(
             n_rows * seq_len, -1
         )
-        cu_seqlens = torch.arange(n_rows + 1, device=codes.device, dtype=torch.int32) * seq_len
+        cu_seqlens = torch.arange(n_rows + 1, device=x.device, dtype=torch.int32) * seq_len
         for block in self.blocks:
             x = block(x, None, None, cu_seqlens, seq_len)
         hidden = self.norm(x).view(n_rows, seq_len, -1)[:, 1:]
-        return torch.bmm(hidden.transpose(0, 1), self.heads).transpose(0, 1)
+        return torch.bmm(hidden.transpose(0, 1), self.queries).transpose(0, 1)
 
     def step(
-        self, state: torch.Tensor, first: torch.Tensor, cache: KVCache, sample: SampleFn
+        self, state: torch.Tensor, first: torch.Tensor, codes: CodeSpace, cache: KVCache, sample: SampleFn
     ) -> torch.Tensor:
         """One frame: state (B, d_model), code 0 (B,) -> codes (B, K)."""
         cache.reset()
-        codes = [first]
-        x = torch.cat([self.enter(state)[:, None], self._embed(first[:, None])], dim=1)
+        chosen, latent = [first], codes.vectors(first, 0)
+        x = torch.cat([self.enter(state)[:, None], self._embed(latent[:, None], 0)], dim=1)
         for level in range(self.n_levels):
             n_new = x.shape[1]
             cache.reserve(n_new)
@@ -87,15 +87,65 @@ class DepthTransformer(nn.Module):
                 assert isinstance(block, Block)
                 x = block.step(x, None, None, cache.layer(i))
             cache.advance(n_new)
-            codes.append(sample(self.norm(x[:, -1]) @ self.heads[level]))
+            chosen.append(sample(codes.logits(self.norm(x[:, -1]) @ self.queries[level], level + 1)))
             if level + 1 < self.n_levels:
-                offset = (level + 1) * self.size
-                x = F.embedding(codes[-1] + offset, self.embedding)[:, None]
-        return torch.stack(codes, dim=1)
+                latent = latent + codes.vectors(chosen[-1], level + 1)
+                x = self._embed(latent[:, None], level + 1)
+        return torch.stack(chosen, dim=1)
+
+
+class CodeSpace(nn.Module):
+    """The codec's codebooks as the Talker sees them: what codes mean going in, what they score coming out.
+
+    A table of its own for every code could not be learned from minutes of speech; through the codebooks,
+    codes that sound alike are alike from the first step. The codebooks are constants here; each code's bias
+    is learned and starts at its logarithmic frequency.
+    """
+
+    books: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, codec: CodecConfig) -> None:
+        """Random codebooks until `tie`."""
+        super().__init__()
+        books = torch.randn(codec.n_codebooks, codec.codebook_size, codec.latent_dim)
+        self.register_buffer("books", books / math.sqrt(codec.n_codebooks))
+        self.register_buffer("scale", torch.ones(codec.n_codebooks))
+        self.bias = nn.Parameter(torch.zeros(codec.n_codebooks, codec.codebook_size))
+
+    @torch.no_grad()
+    def tie(self, books: torch.Tensor, counts: torch.Tensor) -> None:
+        """Take the codec's codebooks (K, size, latent_dim) and how often each code occurs (K, size)."""
+        # Latents, sums over the codebooks, have about unit scale; so have a codebook's vectors times its scale.
+        self.books.copy_(books / books.square().mean((1, 2)).sum().sqrt())
+        self.scale.copy_(self.books.square().mean((1, 2)).rsqrt())
+        smooth = counts.float() + 0.5
+        self.bias.copy_((smooth / smooth.sum(-1, keepdim=True)).log())
+
+    def vectors(self, codes: torch.Tensor, level: int) -> torch.Tensor:
+        """Codes (...) of one codebook -> (..., latent_dim)."""
+        return F.embedding(codes, self.books[level])
+
+    def latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (N, K) -> (N, K, latent_dim): after each codebook, the sum of the vectors so far."""
+        n_levels, size, width = self.books.shape
+        levels = torch.arange(n_levels, device=codes.device) * size
+        return F.embedding(codes + levels, self.books.view(-1, width)).cumsum(1)
+
+    def logits(self, queries: torch.Tensor, level: int) -> torch.Tensor:
+        """Queries (B, latent_dim) -> (B, codebook_size)."""
+        return queries @ self.books[level].T * self.scale[level] + self.bias[level]
+
+    def all_logits(self, queries: torch.Tensor) -> torch.Tensor:
+        """Queries (N, K, latent_dim) -> (N, K, codebook_size)."""
+        scaled = queries * self.scale[:, None]
+        return torch.baddbmm(
+            self.bias[:, None], scaled.transpose(0, 1), self.books.transpose(1, 2)
+        ).transpose(0, 1)
 
 
 class Talker(nn.Module):
-    """At frame t the input is the sum of frame t - 1's code embeddings (BOS at 0) and condition[t]."""
+    """At frame t the input is the sum of frame t - 1's code vectors, projected (BOS at 0), and condition[t]."""
 
     def __init__(self, cfg: TalkerConfig, d_thinker: int, codec: CodecConfig) -> None:
         """d_thinker: width of the unified space."""
@@ -106,8 +156,8 @@ class Talker(nn.Module):
         self.from_embed = linear(d_thinker, d)
         self.pad = table(1, d, std=1.0)
         self.bos = table(1, d, std=1.0)
-        # The sum over the codebooks has about unit scale.
-        self.embedding = table(self.n_codebooks * self.size, d, std=1.0 / math.sqrt(self.n_codebooks))
+        self.codes = CodeSpace(codec)
+        self.from_latent = linear(codec.latent_dim, d)
         self.blocks = nn.ModuleList(
             Block(
                 d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
@@ -116,7 +166,7 @@ class Talker(nn.Module):
             for _ in range(cfg.n_layers)
         )  # fmt: skip
         self.norm = RMSNorm(d)
-        self.head = linear(d, self.size)
+        self.query = linear(d, codec.latent_dim)
         self.stop = linear(d, 1, bias=True)
         self.depth = DepthTransformer(cfg, codec)
 
@@ -150,7 +200,9 @@ class Talker(nn.Module):
                 f"codes: expected (B, {self.n_codebooks}, T) by CodecConfig, got {tuple(codes.shape)}."
             )
         own = codes.transpose(1, 2)
-        before = torch.cat([self.bos.expand(n_batch, 1, -1), self._embed(own[:, :-1])], dim=1)
+        latents = self.codes.latents(own.reshape(n_batch * n_frames, -1))
+        told = self.from_latent(latents[:, -1]).view(n_batch, n_frames, -1)
+        before = torch.cat([self.bos.expand(n_batch, 1, -1), told[:, :-1]], dim=1)
         x = (before + condition).reshape(n_batch * n_frames, -1)
         positions = torch.arange(n_frames, device=x.device).repeat(n_batch)
         cos, sin = self._tables(positions)
@@ -158,8 +210,8 @@ class Talker(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin, cu_seqlens, n_frames)
         hidden = self.norm(x)
-        rest = self.depth(hidden, own.reshape(n_batch * n_frames, -1))
-        logits = torch.cat([self.head(hidden)[:, None], rest], dim=1)
+        queries = torch.cat([self.query(hidden)[:, None], self.depth(hidden, latents[:, :-1])], dim=1)
+        logits = self.codes.all_logits(queries)
         return {
             "logits": logits.view(n_batch, n_frames, n_levels, -1),
             "stop": self.stop(hidden).view(n_batch, n_frames),
@@ -167,7 +219,7 @@ class Talker(nn.Module):
 
     def new_state(self, batch: int, max_frames: int) -> TalkerState:
         """Empty caches for at most max_frames frames."""
-        cfg, weight, depth = self.cfg, self.embedding, self.depth
+        cfg, weight, depth = self.cfg, self.bos, self.depth
         device, dtype = weight.device, weight.dtype
         return TalkerState(
             KVCache(
@@ -193,7 +245,7 @@ class Talker(nn.Module):
         sample: chooses a code from logits (B, codebook_size). Returns codes (B, K) int64 and the probability
         (B,) that this frame is the last. Raises ValueError when the state is full.
         """
-        before = self.bos if prev_codes is None else self._embed(prev_codes)
+        before = self.bos if prev_codes is None else self.from_latent(self.codes.latents(prev_codes)[:, -1])
         x = (before + condition)[:, None]
         cache = state.backbone
         cache.reserve(1)
@@ -203,14 +255,9 @@ class Talker(nn.Module):
             x = block.step(x, cos, sin, cache.layer(i))
         cache.advance(1)
         hidden = self.norm(x[:, 0])
-        codes = self.depth.step(hidden, sample(self.head(hidden)), state.depth, sample)
+        first = sample(self.codes.logits(self.query(hidden), 0))
+        codes = self.depth.step(hidden, first, self.codes, state.depth, sample)
         return codes, self.stop(hidden)[:, 0].sigmoid()
-
-    def _embed(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sum of the code embeddings: (..., K) -> (..., d_model)."""
-        levels = torch.arange(self.n_codebooks, device=codes.device) * self.size
-        flat = (codes + levels).reshape(-1, self.n_codebooks)
-        return F.embedding_bag(flat, self.embedding, mode="sum").view(*codes.shape[:-1], -1)
 
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return rotary_tables(positions, head_dim=self.cfg.head_dim, theta=ROPE_THETA)

@@ -222,7 +222,7 @@ def parent_checkpoint(root: Path, *, parent: str, child: str, config: ModelConfi
 def check_same_model(
     saved: Mapping[str, Any], config: ModelConfig, *, keys: Sequence[str], where: Path
 ) -> None:
-    """Raise CheckpointError when a saved model's configuration differs in one of `keys`, naming the first difference."""
+    """Raise CheckpointError when a saved model's configuration differs in one of `keys`, naming the first."""
     ours = to_dict(config)
     for key in keys:
         theirs, mine = saved.get(key), ours[key]
