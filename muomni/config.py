@@ -351,9 +351,6 @@ class TrainConfig:
     """Newest checkpoints kept."""
     augment: bool = True
     """Augment pictures and clips."""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products in training: medium lets a CPU with bf16 units or a GPU round the factors (sums
-    stay float32), highest keeps float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

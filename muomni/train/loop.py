@@ -75,10 +75,7 @@ def train(
     directory = root / stage.name
     config = to_dict(run)
     # The caller's generator is put back: training seeds the global one at every step.
-    with (
-        torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
-        _matmul_precision(run.train.matmul_precision),
-    ):
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(step_seed(run.seed, 0))
         record = checkpoint.read_record(directory)
         if record is not None:
@@ -98,17 +95,6 @@ def train(
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress
         ).run_all()
-
-
-@contextlib.contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    """Set the precision of float32 matrix products for the block, for the whole process."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _set_aside(directory: Path) -> None:

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+import muomni_kernels
 import pytest
 
 import muomni
-import muomni_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 

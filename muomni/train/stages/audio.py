@@ -31,9 +31,9 @@ from muomni.train.stage import Figure, Parts, StageBase, generator, part
 
 SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
-MASKED_BANDS, MASKED_FRAMES = 24, 40
+MASKED_BANDS, MASKED_FRAMES = 16, 16
 """Widest frequency mask in mel bands and time mask in log-mel frames (100 Hz)."""
-BAND_SHIFT = 5
+BAND_SHIFT = 3
 """Largest shift along the mel axis, bands."""
 
 
