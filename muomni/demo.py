@@ -149,10 +149,11 @@ def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
     timings = {name: value for name, value in reply.timings.items() if value is not None}
     said = {
         "first text": f"{timings['first_text'] * 1e3:.0f} ms",
-        "first sound": f"{timings.get('first_audio', float('nan')) * 1e3:.0f} ms",
         "text": f"{timings.get('tokens_per_second', 0.0):.0f} tokens/s",
-        "speech": f"{timings.get('rtf', float('nan')):.2f} x its duration",
     }
+    if "first_audio" in timings:
+        said["first sound"] = f"{timings['first_audio'] * 1e3:.0f} ms"
+        said["speech"] = f"made in {timings['rtf']:.2f} x its duration"
     turn = Turn(
         picture_png=png(shown),
         picture_label=f"{shown.label} ({shown.group})",

@@ -77,7 +77,8 @@ def line_plot(
     for name, level in levels.items():
         _, y = at(x0, level)
         parts.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#64748b" stroke-dasharray="5 4"/>'
+            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#64748b" '
+            f'stroke-dasharray="5 4"/>'
             f'<text x="{width - right - 4}" y="{y - 4:.1f}" class="tick" text-anchor="end">'
             f"{html.escape(name)}</text>"
         )

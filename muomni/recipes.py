@@ -87,7 +87,6 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
         OptimConfig(lr=8e-3),
     ),
     "audio": (
-        # Rows of 320 frames are too small for bf16 to pay.
         TrainConfig(steps=1_400, batch_tokens=320, batch_items=32),
         OptimConfig(lr=4e-3),
     ),

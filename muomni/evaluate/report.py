@@ -160,7 +160,8 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
 
 def _turn(turn: Turn) -> str:
     timings = " · ".join(f"{text(name)} {text(value)}" for name, value in turn.timings.items())
-    image = f'<img class="picture" alt="{html.escape(turn.picture_label)}" src="{data_uri(turn.picture_png, "image/png")}">'
+    source = data_uri(turn.picture_png, "image/png")
+    image = f'<img class="picture" alt="{html.escape(turn.picture_label)}" src="{source}">'
     return (
         f'<div class="turn"><div>{image}<p class="small">truth: {text(turn.picture_label)}</p></div><div>'
         f'<p class="who">Asked, as sound ({text(turn.question_note)})</p><p>“{text(turn.question)}”</p>'

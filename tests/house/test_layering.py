@@ -88,5 +88,6 @@ def test_kernels_import_nothing_of_the_model_and_triton_only_in_triton_files(pat
 
 
 def test_the_reader_of_imports_sees_every_form() -> None:
-    source = "import muomni.nn.norm\nfrom muomni import train\nfrom ..data import image\ndef f():\n import muomni_kernels.ops\n"
+    source = "import muomni.nn.norm\nfrom muomni import train\nfrom ..data import image\n"
+    source += "def f():\n import muomni_kernels.ops\n"
     assert imported_layers(source, "muomni.models") == {"nn", "train", "data", "muomni_kernels"}

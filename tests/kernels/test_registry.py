@@ -15,7 +15,9 @@ def test_first_backend_without_a_reason_against_it_runs() -> None:
 
 def test_a_forced_backend_that_cannot_run_raises_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    expected = r"rms_norm: backend .triton. was asked for but cannot run \(triton: needs a CUDA tensor, got cpu; "
+    expected = (
+        r"rms_norm: backend .triton. was asked for but cannot run \(triton: needs a CUDA tensor, got cpu; "
+    )
     with use_backend("rms_norm", "triton"), pytest.raises(RuntimeError, match=expected):
         rms_norm(torch.randn(2, 8), torch.ones(8))
     monkeypatch.setenv("MUOMNI_BACKEND", "rms_norm=cuda")

@@ -14,6 +14,7 @@ from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Media, Order, PackedBatch, pack
 from muomni.data.image import augment, to_float
+from muomni.data.tasks import Example, clips, documents, examples
 from muomni.data.template import Document
 from muomni.models.audio import AudioEncoder
 from muomni.models.fuse import Projector, place_features
@@ -24,7 +25,6 @@ from muomni.train.losses import n_targets, token_loss
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
-from muomni.train.tasks import Example, clips, documents, examples
 
 
 class OmniStage(StageBase):

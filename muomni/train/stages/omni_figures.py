@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from muomni.data import embedded
+from muomni.data.tasks import NAMING, TASKS, Example
 from muomni.models.thinker import Thinker
 from muomni.train.stage import Figure, Parts, load_parent
-from muomni.train.tasks import NAMING, TASKS, Example
 
 if TYPE_CHECKING:
     from muomni.train.stages.omni import OmniStage

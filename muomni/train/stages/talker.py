@@ -15,6 +15,7 @@ from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import Order, pack
+from muomni.data.tasks import SAY, Example, documents
 from muomni.data.template import Document
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
@@ -24,7 +25,6 @@ from muomni.train.losses import n_targets, token_loss
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
-from muomni.train.tasks import SAY, Example, documents
 
 STOP_WEIGHT = 0.2
 """Weight of the stop loss, which is summed over every frame as the code loss is over every code."""
