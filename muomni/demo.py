@@ -31,8 +31,6 @@ from muomni.train import checkpoint, metrics
 from muomni.train.loop import Result, train
 from muomni.train.stages import stage
 
-SHORTENED_SCALE = 0.5
-"""Share of the recipe's steps that the shortened demo takes."""
 N_EXAMPLES = 8
 """Held-out examples shown in each of the report's tables."""
 
@@ -65,7 +63,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
     root = out / "model"
     root.mkdir(parents=True, exist_ok=True)
     for name in STAGES:
-        run = shortened(size, name, scale=SHORTENED_SCALE) if short else recipe(size, name)
+        run = shortened(size, name) if short else recipe(size, name)
         train_stage(dataclasses.replace(run, seed=seed), root, console=console)
     measured = measure(root, console=console)
     figures, failed = margins.judge(measured["figures"], margins.SHORTENED if short else margins.DEMO)
