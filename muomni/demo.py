@@ -59,7 +59,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
 
     Returns one line for every held-out figure that misses its margin.
     """
-    started = time.perf_counter()
+    started, device = time.perf_counter(), device_name()
     root = out / "model"
     root.mkdir(parents=True, exist_ok=True)
     for name in STAGES:
@@ -77,7 +77,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
     parts = [(name, f"{count:,}") for name, count in parameter_table(session.config)]
     page = Report(
         title=f"muomni {size}: an omni model trained from scratch",
-        lead=f"Every part below was trained from random weights on {device_name()} in "
+        lead=f"Every part below was trained from random weights on {device} in "
         f"{sum(v for k, v in seconds.items() if k in STAGES) / 60:.1f} minutes, on the recordings, pictures and "
         "texts that come with the package. Everything shown was held out from training.",
         turn=turn,
@@ -87,7 +87,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
         tables={
             "Parameters": [("part", "parameters"), *parts],
             "Time": [("part", "seconds"), *((name, f"{value:.1f}") for name, value in seconds.items())],
-            "Versions": [("what", "version"), *versions().items(), ("device", device_name())],
+            "Versions": [("what", "version"), *versions().items(), ("device", device)],
         },
         attribution=embedded.attribution(),
     )
@@ -100,7 +100,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
         "seconds": seconds,
         "turn": {"question": turn.question, "answer": turn.answer, "truth": turn.picture_label, **timings},
         "parameters": dict(parameter_table(session.config)),
-        "device": device_name(),
+        "device": device,
         "versions": versions(),
     }
     checkpoint.write_json(out / "metrics.json", result)

@@ -90,7 +90,7 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
         TrainConfig(steps=1_400, batch_tokens=320, batch_items=32),
         OptimConfig(lr=4e-3),
     ),
-    "vision": (TrainConfig(steps=320, batch_items=128), OptimConfig(lr=2e-3)),
+    "vision": (TrainConfig(steps=360, batch_items=128), OptimConfig(lr=2e-3)),
     "codec": (
         TrainConfig(steps=400, batch_tokens=512, batch_items=64),
         OptimConfig(lr=2e-3),
