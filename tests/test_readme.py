@@ -14,5 +14,7 @@ def test_parameter_table_is_the_one_the_configurations_give() -> None:
     tables = {size: dict(parameter_table(recipes.model(size))) for size in SIZES}
     rows = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", README.read_text(), re.MULTILINE)
     shown = {part: [int(n.replace(",", "")) for n in counts] for part, *counts in rows}
-    expected = {part: [tables[size][part] for size in SIZES] for part in tables["nano"] if tables["nano"][part]}
+    expected = {
+        part: [tables[size][part] for size in SIZES] for part in tables["nano"] if tables["nano"][part]
+    }
     assert shown == expected
