@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import launch, n_programs, next_power_of_two, rows_per_tile
+from muomni_kernels.triton_support import ceil_div, launch, n_programs, next_power_of_two, rows_per_tile
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Te
         rows = rows_per_tile(n)
         launch(
             rms_norm_forward_kernel,
-            (triton.cdiv(len(flat), rows),),
+            (ceil_div(len(flat), rows),),
             flat,
             weight.contiguous(),
             y,
@@ -97,7 +97,7 @@ def backward(
     if not len(flat):
         return dx.view(x.shape), torch.zeros_like(weight)
     rows = rows_per_tile(n)
-    programs = n_programs(x, triton.cdiv(len(flat), rows))
+    programs = n_programs(x, ceil_div(len(flat), rows))
     partial = torch.empty(programs, n, dtype=torch.float32, device=x.device)
     launch(
         rms_norm_backward_kernel,

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import launch, next_power_of_two, rows_per_tile
+from muomni_kernels.triton_support import ceil_div, launch, next_power_of_two, rows_per_tile
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bo
         rows = rows_per_tile(d)
         launch(
             rope_kernel,
-            (triton.cdiv(len(flat), rows),),
+            (ceil_div(len(flat), rows),),
             flat,
             cos.contiguous(),
             sin.contiguous(),

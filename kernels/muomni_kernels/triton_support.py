@@ -49,6 +49,11 @@ def rows_per_tile(width: int) -> int:
     return max(1, min(16, 2048 // next_power_of_two(width)))
 
 
+def ceil_div(n: int, size: int) -> int:
+    """Tiles of a size that cover n."""
+    return -(-n // size)
+
+
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()

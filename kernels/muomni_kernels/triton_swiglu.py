@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from muomni_kernels.triton_support import launch, next_power_of_two
+from muomni_kernels.triton_support import ceil_div, launch, next_power_of_two
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def forward(gate_up: torch.Tensor) -> torch.Tensor:
     y = torch.empty(*gate_up.shape[:-1], f, dtype=gate_up.dtype, device=gate_up.device)
     if y.numel():
         n_rows, (rows, columns) = y.numel() // f, tile(f)
-        grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
+        grid = (ceil_div(n_rows, rows), ceil_div(f, columns))
         launch(swiglu_forward_kernel, grid, gate_up.contiguous(), y, n_rows, F=f, ROWS=rows, BLOCK=columns)
     return y
 
@@ -70,7 +70,7 @@ def backward(dy: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     if dy.numel():
         f = dy.shape[-1]
         n_rows, (rows, columns) = dy.numel() // f, tile(f)
-        grid = (triton.cdiv(n_rows, rows), triton.cdiv(f, columns))
+        grid = (ceil_div(n_rows, rows), ceil_div(f, columns))
         launch(
             swiglu_backward_kernel,
             grid,
