@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import inspect
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from muomni_kernels import reference, registry
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
 
 QUERY_CHUNK = 128
 """Queries of one product of the chunked CPU backend."""
@@ -29,7 +35,9 @@ def attention(
     cu_seqlens: (n + 1,) int32, document i is rows cu_seqlens[i]:cu_seqlens[i + 1]; may be padded by
                 repeating the last value. Rows past it belong to no document and give zeros.
     max_seqlen: at least the longest document.
-    Returns (T, H, D) of q's dtype. Differentiable in q, k, v. Raises ValueError when shapes do not fit.
+    Returns (T, H, D) of q's dtype. Differentiable in q, k, v. Raises ValueError when shapes or dtypes do not
+    fit, and on a CPU when cu_seqlens does not rise from 0 to at most T in steps of at most max_seqlen: on a
+    GPU that would cost a host sync.
     """
     if (
         q.ndim != 3
@@ -44,7 +52,9 @@ def attention(
         )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"k: expected a number of heads that divides {q.shape[1]}, got {k.shape[1]}.")
-    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32:
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k, v: expected one dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
+    if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32 or not cu_seqlens.shape[0]:
         raise ValueError(
             f"cu_seqlens: expected (n + 1,) int32, got {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}."
         )
@@ -58,15 +68,17 @@ def attention_decode(
     """Attention of new queries over a cache that already holds their keys.
 
     q:                (B, Tq, H, D); query i sees the keys before lengths - Tq + 1 + i.
-    k_cache, v_cache: (B, Tmax, Hkv, D); what lies past a row's length is not read.
-    lengths:          (B,) integer, valid keys of each row, the new ones included.
-    Returns (B, Tq, H, D). Raises ValueError when shapes do not fit.
+    k_cache, v_cache: (B, Tmax, Hkv, D); what lies past a row's length has no influence, but must be finite.
+    lengths:          (B,) integer, valid keys of each row, the new ones included: Tq to Tmax.
+    Returns (B, Tq, H, D). Raises ValueError when shapes or dtypes do not fit.
     """
     if q.ndim != 4 or k_cache.shape != v_cache.shape or k_cache.ndim != 4 or q.shape[0] != k_cache.shape[0]:
         raise ValueError(
             f"q, caches: expected (B, Tq, H, D) and (B, Tmax, Hkv, D), got {tuple(q.shape)}, {tuple(k_cache.shape)}, "
             f"{tuple(v_cache.shape)}."
         )
+    if not q.dtype == k_cache.dtype == v_cache.dtype:
+        raise ValueError(f"q, caches: expected one dtype, got {q.dtype}, {k_cache.dtype}, {v_cache.dtype}.")
     if q.shape[2] % k_cache.shape[2] or lengths.shape != q.shape[:1]:
         raise ValueError(
             f"k_cache, lengths: expected heads dividing {q.shape[2]} and ({q.shape[0]},), got {k_cache.shape[2]} and "
@@ -77,6 +89,17 @@ def attention_decode(
 
 def _heads_first(t: torch.Tensor) -> torch.Tensor:
     return t.transpose(-3, -2)
+
+
+@functools.lru_cache(maxsize=8)
+def _check_bounds(bounds: tuple[int, ...], n_tokens: int, max_seqlen: int) -> None:
+    """Raises ValueError for cu_seqlens that would silently mix, cut or lose documents."""
+    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    if bounds[0] or bounds[-1] > n_tokens or min(lengths, default=0) < 0:
+        raise ValueError(f"cu_seqlens: expected values rising from 0 to at most {n_tokens}, got {bounds}.")
+    longest = max(lengths, default=0)
+    if longest > max_seqlen:
+        raise ValueError(f"max_seqlen: expected at least the longest document, {longest}, got {max_seqlen}.")
 
 
 @functools.lru_cache(maxsize=8)
@@ -133,6 +156,7 @@ def _chunked(
     Work grows with T * (chunk + document), not with T * T. Reading cu_seqlens costs nothing on a CPU.
     """
     bounds = tuple(cu_seqlens.tolist())
+    _check_bounds(bounds, q.shape[0], max_seqlen)
     used, n_tokens, groups = bounds[-1], q.shape[0], q.shape[1] // k.shape[1]
     if not used:
         return torch.zeros_like(q)
@@ -169,35 +193,44 @@ def _sdpa_mask(
         attn_mask=seen,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return _heads_first(out[0]) * inside[:, None, None]
-
-
-@functools.cache
-def _varlen_function() -> Any:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
+    return torch.where(inside[:, None, None], _heads_first(out[0]), 0.0)
 
 
 def _varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, causal: bool
 ) -> torch.Tensor:
-    """CUDA: PyTorch's own variable-length kernel; grouped keys are repeated for it."""
+    """CUDA: PyTorch's own variable-length kernel; grouped keys are repeated for it.
+
+    The kernel leaves the rows of no document unwritten, in its output and in its gradients: both are cut off.
+    """
+    inside = (torch.arange(q.shape[0], device=q.device, dtype=torch.int32) < cu_seqlens[-1])[:, None, None]
+    q, k, v = (torch.where(inside, t, 0.0) for t in (q, k, v))
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     window = (-1, 0) if causal else (-1, -1)
-    out = _varlen_function()(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window)
-    inside = torch.arange(q.shape[0], device=q.device, dtype=torch.int32) < cu_seqlens[-1]
-    return torch.where(inside[:, None, None], out, torch.zeros_like(out))
+    assert varlen_attn is not None
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window)
+    assert isinstance(out, torch.Tensor)
+    return torch.where(inside, out, 0.0)
+
+
+def _reason_against_varlen(function: Callable[..., object] | None) -> str | None:
+    """None when this torch's kernel has the interface used here, else the reason against it."""
+    if function is None:
+        return "this torch has no torch.nn.attention.varlen"
+    if "window_size" not in inspect.signature(function).parameters:
+        return "this torch's varlen_attn has no window_size"
+    return None
+
+
+_NO_VARLEN = _reason_against_varlen(varlen_attn)
 
 
 def _varlen_available() -> str | None:
     if not torch.cuda.is_available():
         return "needs a CUDA device, this machine has none"
-    return None if _varlen_function() is not None else "this torch has no torch.nn.attention.varlen"
+    return _NO_VARLEN
 
 
 def _varlen_supports(q: torch.Tensor, *_: object) -> str | None:
@@ -205,6 +238,10 @@ def _varlen_supports(q: torch.Tensor, *_: object) -> str | None:
         return f"needs a CUDA tensor, got {q.device.type}"
     if q.dtype not in (torch.float16, torch.bfloat16):
         return f"needs float16 or bfloat16, got {q.dtype}"
+    if q.shape[2] % 8 or q.shape[2] > 256:
+        return f"needs a head_dim that is a multiple of 8 up to 256, got {q.shape[2]}"
+    if torch.cuda.get_device_properties(q.device).major < 8:
+        return "needs compute capability 8.0"
     return _varlen_available()
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from muomni_kernels import registry
 
 
 def doctor_rows() -> list[tuple[str, str, bool, str]]:
     """(op, backend, runs on this machine, reason against or "")."""
-    for module in ("ops", "attend", "mel"):
-        import_module(f"muomni_kernels.{module}")
+    registry.load()
     return [
         (op, row.name, row.available() is None, row.available() or "")
         for op in registry.ops()

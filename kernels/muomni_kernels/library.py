@@ -19,7 +19,7 @@ def rms_norm_forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple
 
         return triton_rms_norm.forward(x, weight, eps)
     rstd = torch.rsqrt(x.float().square().mean(-1) + eps).reshape(-1)
-    return reference.rms_norm(x, weight, eps).clone(), rstd
+    return reference.rms_norm(x, weight, eps).contiguous(), rstd
 
 
 def rms_norm_backward(
@@ -52,7 +52,7 @@ def swiglu_forward(gate_up: torch.Tensor) -> torch.Tensor:
         from muomni_kernels import triton_swiglu
 
         return triton_swiglu.forward(gate_up)
-    return reference.swiglu(gate_up)
+    return reference.swiglu(gate_up).contiguous()
 
 
 def swiglu_backward(dy: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from muomni_kernels import library, reference, registry, triton_support
 
@@ -58,6 +59,9 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return registry.select("swiglu", gate_up)(gate_up)
 
 
+# The kernels' backwards have no derivative of their own: asking for one raises instead of giving zeros.
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -69,6 +73,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         call = (
             torch.ops.muomni.rms_norm_backward if torch.compiler.is_compiling() else library.rms_norm_backward
@@ -85,6 +90,7 @@ class _Rope(torch.autograd.Function):
         return call(x, cos, sin, False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         call: Any = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
         return call(grads[0], *ctx.saved_tensors, True), None, None
@@ -100,6 +106,7 @@ class _SwiGLU(torch.autograd.Function):
         return call(gate_up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         call: Any = (
             torch.ops.muomni.swiglu_backward if torch.compiler.is_compiling() else library.swiglu_backward
@@ -112,13 +119,13 @@ def _anything(*_: object) -> None:
 
 
 def _triton_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> str | None:
-    return triton_support.reason_against(x)
+    return triton_support.reason_against(x, weight)
 
 
 def _triton_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> str | None:
     if cos.dtype != torch.float32 or sin.dtype != torch.float32:
         return f"needs float32 cos and sin, got {cos.dtype}"
-    return triton_support.reason_against(x)
+    return triton_support.reason_against(x, cos, sin)
 
 
 def _reference_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Which backend runs an op: the first in order of priority that gives no reason against it.
 
 Force one with `use_backend(op, name)` or MUOMNI_BACKEND ("triton" for every op that has it, or
-"rms_norm=reference,rope=triton"). A forced backend that cannot run raises; nothing falls back silently.
+"rms_norm=reference,rope=triton"). A forced backend that cannot run raises, and so does a wish that names no op
+or no backend; nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -10,12 +11,22 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
+
+import torch
 
 ENVIRONMENT = "MUOMNI_BACKEND"
 
 # A plain list, because torch.compile can guard on it; forcing is for the whole process.
 _forced: list[tuple[str | None, str]] = []
+
+# Settings of ENVIRONMENT found sound, so that a call costs one look-up.
+_sound: set[str] = set()
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for that cannot run or does not exist, or no backend can run a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +70,38 @@ def ops() -> tuple[str, ...]:
     return tuple(_backends)
 
 
+def load() -> None:
+    """Register the backends of every op: each registers its own when its module is first imported."""
+    for module in ("ops", "attend", "mel"):
+        import_module(f"muomni_kernels.{module}")
+
+
+def _check_wish(op: str | None, name: str, *, source: str) -> None:
+    """Raises BackendError for an op that does not exist, or for a name that no op has as a backend."""
+    load()
+    if op is not None:
+        if op not in _backends:
+            raise BackendError(f"{source}: {op!r} is not an op; they are {', '.join(_backends)}.")
+        return  # A name this op lacks is reported where the op runs, with the reasons of those it has.
+    names = sorted({row.name for rows in _backends.values() for row in rows})
+    if name not in names:
+        raise BackendError(f"{source}: no op has a backend {name!r}; they are {', '.join(names)}.")
+
+
+def _wishes(setting: str) -> list[tuple[str | None, str]]:
+    """The (op or None for every op, backend) pairs of a setting of ENVIRONMENT."""
+    pairs = (part.strip().partition("=") for part in setting.split(","))
+    return [(first, name) if equals else (None, first) for first, equals, name in pairs if first]
+
+
 @contextmanager
 def use_backend(op: str | None, name: str) -> Iterator[None]:
     """Force a backend inside the block: for one op, or with None for every op that has one of that name.
 
     It holds for the whole process, not for a thread: meant for tests, benchmarks and diagnosis.
+    Raises BackendError for an op that does not exist, or a name no op has as a backend.
     """
+    _check_wish(op, name, source="use_backend")
     _forced.append((op, name))
     try:
         yield
@@ -73,26 +110,35 @@ def use_backend(op: str | None, name: str) -> Iterator[None]:
 
 
 def forced(op: str) -> str | None:
-    """The backend name forced for an op, if any: the innermost `use_backend`, then the environment."""
+    """The backend name forced for an op, if any: the innermost `use_backend`, then the environment.
+
+    Raises BackendError when the environment names an op or a backend that does not exist.
+    """
+    setting = os.environ.get(ENVIRONMENT)
+    if not (_forced or setting):
+        return None
     named = {row.name for row in _backends[op]}
     for wanted, name in reversed(_forced):
         if wanted == op or (wanted is None and name in named):
             return name
-    setting = os.environ.get(ENVIRONMENT)
-    if setting:
-        for part in setting.split(","):
-            wanted, equals, name = part.strip().partition("=")
-            if equals and wanted == op:
-                return name
-            if not equals and wanted in named:
-                return wanted
+    if not setting:
+        return None
+    wishes = _wishes(setting)
+    # Looking at every op imports modules, which torch.compile cannot trace; an eager call says it instead.
+    if setting not in _sound and not torch.compiler.is_compiling():
+        for wanted, name in wishes:
+            _check_wish(wanted, name, source=ENVIRONMENT)
+        _sound.add(setting)
+    for wanted, name in wishes:
+        if wanted == op or (wanted is None and name in named):
+            return name
     return None
 
 
 def select(op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
     """The function that runs an op on these arguments.
 
-    Raises RuntimeError when a forced backend cannot run them (with every backend's reason), or none can.
+    Raises BackendError when a forced backend cannot run them (with every backend's reason), or none can.
     """
     rows = _backends[op]
     name = forced(op)
@@ -106,9 +152,9 @@ def select(op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
                 return row.run
     reasons = "; ".join(f"{row.name}: {row.supports(*args, **kwargs) or 'can run'}" for row in rows)
     if name is None:
-        raise RuntimeError(f"{op}: no backend can run this call ({reasons}).")
+        raise BackendError(f"{op}: no backend can run this call ({reasons}).")
     known = name in {row.name for row in rows}
     problem = "cannot run" if known else "does not exist"
-    raise RuntimeError(
+    raise BackendError(
         f"{op}: backend {name!r} was asked for but {problem} ({reasons}). Unset {ENVIRONMENT} or choose another."
     )

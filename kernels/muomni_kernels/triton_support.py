@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Any
@@ -14,9 +13,8 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 """Launch options of every kernel."""
 
 
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+# Looked up once and without importing triton: torch.compile traces what asks for it.
+_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -26,22 +24,23 @@ def interpreting() -> bool:
 
 def available() -> str | None:
     """None when Triton kernels can run on this machine, else the reason against it."""
-    if not _installed():
+    if not _INSTALLED:
         return "triton is not installed"
     if interpreting() or torch.cuda.is_available():
         return None
     return "needs a CUDA device, this machine has none"
 
 
-def reason_against(x: torch.Tensor) -> str | None:
-    """None when Triton can run on this tensor, else the reason against it."""
+def reason_against(x: torch.Tensor, *others: torch.Tensor) -> str | None:
+    """None when Triton can run on this tensor with the op's other ones beside it, else the reason against it."""
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"needs float16, bfloat16 or float32, got {x.dtype}"
     if not (x.is_cuda or interpreting()):
         return f"needs a CUDA tensor, got {x.device.type}"
-    if not _installed():
-        return "triton is not installed"
-    return None
+    for other in others:
+        if other.device != x.device:
+            return f"needs all tensors on one device, got {x.device} and {other.device}"
+    return None if _INSTALLED else "triton is not installed"
 
 
 def rows_per_tile(width: int) -> int:

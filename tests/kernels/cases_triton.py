@@ -6,7 +6,7 @@ must be set before triton is imported; on a GPU it runs without.
 
 import pytest
 import torch
-from muomni_kernels import reference, rms_norm, rope, swiglu, use_backend
+from muomni_kernels import reference, registry, rms_norm, rope, swiglu, use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(5, 123), (1, 128), (33, 192), (7, 256), (3, 5, 512), (0, 64), (4, 1)]
@@ -73,6 +73,19 @@ def test_stride_zero_gradients_and_sliced_inputs() -> None:
     compare(swiglu, [x[::2, 10:110]], 1, stride_zero=True)
     angles = randn(6, 16, seed=1, dtype=torch.float32)
     compare(rope, [x.view(6, 4, 64)[:, 1:3, :40], angles.cos(), angles.sin()], 1, stride_zero=True)
+
+
+def test_compiled_without_a_break_equals_eager() -> None:
+    def block(x: torch.Tensor, w: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        return swiglu(rope(rms_norm(x, w), cos, sin).flatten(1))
+
+    x, w = (randn(*s, seed=0, dtype=torch.float32).requires_grad_() for s in ((6, 2, 16), (16,)))
+    angles = randn(6, 8, seed=1, dtype=torch.float32)
+    assert registry.select("rms_norm", x, w, 1e-6) is registry.backends("rms_norm")[0].run, "Triton runs"
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    a = torch.autograd.grad(compiled(x, w, angles.cos(), angles.sin()).square().sum(), (x, w))
+    b = torch.autograd.grad(block(x, w, angles.cos(), angles.sin()).square().sum(), (x, w))
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 def test_large_values_do_not_overflow_fp16() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from muomni_kernels import attention, doctor_rows, registry, rms_norm, swiglu, use_backend
+from muomni_kernels import attention, doctor_rows, registry, rms_norm, swiglu, triton_support, use_backend
 
 
 def test_first_backend_without_a_reason_against_it_runs() -> None:
@@ -40,6 +40,29 @@ def test_innermost_block_wins_over_outer_and_environment(monkeypatch: pytest.Mon
     assert registry.forced("attention") == "sdpa_mask"
     monkeypatch.setenv("MUOMNI_BACKEND", "triton")
     assert registry.forced("rope") == "triton" and registry.forced("attention") is None
+
+
+def test_a_wish_that_names_nothing_raises_and_lists_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = (torch.randn(2, 8), torch.ones(8))
+    with pytest.raises(RuntimeError, match=r"use_backend: 'rms_nrm' is not an op; they are rms_norm, rope"):
+        use_backend("rms_nrm", "reference").__enter__()
+    with pytest.raises(RuntimeError, match=r"use_backend: no op has a backend 'tritn'; they are .*, triton"):
+        use_backend(None, "tritn").__enter__()
+    for setting, match in (
+        ("tritn", "MUOMNI_BACKEND: no op has a backend 'tritn'"),
+        ("rope=reference,rms_nrm=triton", "MUOMNI_BACKEND: 'rms_nrm' is not an op"),
+    ):
+        monkeypatch.setenv("MUOMNI_BACKEND", setting)
+        with pytest.raises(registry.BackendError, match=match):
+            rms_norm(*call)
+    monkeypatch.setenv("MUOMNI_BACKEND", " rms_norm=reference, ")
+    assert rms_norm(*call).shape == (2, 8)
+
+
+def test_tensors_on_two_devices_are_a_reason_against_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    reason = triton_support.reason_against(torch.zeros(2), torch.zeros(2, device="meta"))
+    assert reason == "needs all tensors on one device, got cpu and meta"
 
 
 def test_a_name_is_registered_once() -> None:

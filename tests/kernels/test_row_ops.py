@@ -5,7 +5,9 @@ import math
 import muomni_kernels
 import pytest
 import torch
-from muomni_kernels import library, reference, rms_norm, rope, swiglu
+from functorch.compile import make_boxed_func
+from muomni_kernels import library, ops, reference, rms_norm, rope, swiglu
+from torch._dynamo.backends.common import aot_autograd
 from torch.library import opcheck
 
 
@@ -101,13 +103,31 @@ OPERATORS = {
     "swiglu_forward": lambda: (torch.randn(5, 12),),
     "swiglu_backward": lambda: (torch.randn(5, 6), torch.randn(5, 12)),
 }
+STRIDED = {
+    "rms_norm_forward": lambda: (torch.randn(12, 5).t(), torch.randn(24)[::2], 1e-6),
+    "rms_norm_backward": lambda: (
+        torch.randn(5, 1).expand(5, 12),
+        torch.randn(12, 5).t(),
+        torch.randn(12),
+        torch.rand(5) + 0.5,
+    ),
+    "rope_rotate": lambda: (
+        torch.randn(2, 5, 12).transpose(0, 1),
+        torch.randn(4, 5).t(),
+        torch.randn(4, 5).t(),
+        False,
+    ),
+    "swiglu_forward": lambda: (torch.randn(12, 5).t(),),
+    "swiglu_backward": lambda: (torch.randn(5, 1).expand(5, 6), torch.randn(12, 5).t()),
+}
 
 
+@pytest.mark.parametrize("inputs", [OPERATORS, STRIDED], ids=["contiguous", "strided"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operator_schema_and_fake_agree_with_the_implementation(name: str) -> None:
+def test_operator_schema_and_fake_agree_with_the_implementation(name: str, inputs: dict) -> None:
     assert library is not None
-    checks = ("test_schema", "test_faketensor")
-    opcheck(getattr(torch.ops.muomni, name).default, OPERATORS[name](), test_utils=checks)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    opcheck(getattr(torch.ops.muomni, name).default, inputs[name](), test_utils=checks)
 
 
 def test_closed_form_backwards_equal_autograd_of_the_reference() -> None:
@@ -121,6 +141,43 @@ def test_closed_form_backwards_equal_autograd_of_the_reference() -> None:
     (expected_g,) = torch.autograd.grad(reference.swiglu(g), g, dy[:, :6])
     found_g = library.swiglu_backward(dy[:, :6].float(), g.detach().float())
     torch.testing.assert_close(found_g.double(), expected_g, rtol=1e-5, atol=1e-5)
+
+
+def operator_block(x: torch.Tensor, w: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """What the Triton backend runs, on the operators' closed forms where there is no GPU."""
+    turned = ops._Rope.apply(ops._RMSNorm.apply(x, w, 1e-6), cos, sin)
+    return ops._SwiGLU.apply(turned.flatten(1))
+
+
+def test_compiled_operators_are_one_node_each_forward_and_backward() -> None:
+    nodes: set[str] = set()
+
+    def record(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        nodes.update(str(n.target) for n in graph.graph.nodes if str(n.target).startswith("muomni."))
+        return make_boxed_func(graph.forward)
+
+    x, w = torch.randn(6, 2, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    angles = torch.randn(6, 4)
+    backend = aot_autograd(fw_compiler=record, bw_compiler=record)
+    compiled = torch.compile(operator_block, fullgraph=True, backend=backend)
+    reference_block = swiglu(rope(rms_norm(x, w), angles.cos(), angles.sin()).flatten(1))
+    found = torch.autograd.grad(compiled(x, w, angles.cos(), angles.sin()).square().sum(), (x, w))
+    for a, b in zip(found, torch.autograd.grad(reference_block.square().sum(), (x, w)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert nodes == {f"muomni.{name}.default" for name in OPERATORS}
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "rope", "swiglu"])
+def test_a_second_derivative_of_an_operator_raises(name: str) -> None:
+    x = torch.randn(6, 2, 8, requires_grad=True)
+    calls = {
+        "rms_norm": lambda: ops._RMSNorm.apply(x, torch.ones(8), 1e-6),
+        "rope": lambda: ops._Rope.apply(x, torch.ones(6, 4), torch.zeros(6, 4)),
+        "swiglu": lambda: ops._SwiGLU.apply(x),
+    }
+    (dx,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
 
 
 def test_compiled_graph_has_no_break_and_equals_eager() -> None:

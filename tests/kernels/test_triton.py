@@ -1,5 +1,6 @@
 """Triton kernels: right in the interpreter; compiled ahead of time for four GPUs without spills or fp64."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from muomni_kernels import triton_support
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -32,13 +34,11 @@ def test_kernels_are_right_on_the_gpu() -> None:
     _run_cases()
 
 
-# kernel -> (pointer dtypes, integer arguments, constants); d_model 256 as in size tiny, bf16
-ROW = {"N": 256, "ROWS": 8, "BLOCK": 256}
-KERNELS: dict[str, tuple[str, dict[str, str], dict[str, float | int]]] = {
+# kernel -> (module, pointer dtypes and integer arguments); bf16 as in training on a GPU
+KERNELS: dict[str, tuple[str, dict[str, str]]] = {
     "rms_norm_forward_kernel": (
         "triton_rms_norm",
         {"x_ptr": "*bf16", "w_ptr": "*bf16", "y_ptr": "*bf16", "rstd_ptr": "*fp32", "n_rows": "i32"},
-        {**ROW, "EPS": 1e-6},
     ),
     "rms_norm_backward_kernel": (
         "triton_rms_norm",
@@ -49,7 +49,6 @@ KERNELS: dict[str, tuple[str, dict[str, str], dict[str, float | int]]] = {
             "partial_ptr": "*fp32",
             "n_rows": "i32",
         },
-        ROW,
     ),
     "rope_kernel": (
         "triton_rope",
@@ -61,19 +60,37 @@ KERNELS: dict[str, tuple[str, dict[str, str], dict[str, float | int]]] = {
             "n_rows": "i32",
             "n_heads": "i32",
         },
-        {"D": 32, "HALF": 16, "SIGN": 1.0, "ROWS": 16, "BLOCK": 16, "REST": 1},
     ),
-    "swiglu_forward_kernel": (
-        "triton_swiglu",
-        {"x_ptr": "*bf16", "y_ptr": "*bf16", "n_rows": "i32"},
-        {"F": 768, "ROWS": 4, "BLOCK": 256},
-    ),
+    "swiglu_forward_kernel": ("triton_swiglu", {"x_ptr": "*bf16", "y_ptr": "*bf16", "n_rows": "i32"}),
     "swiglu_backward_kernel": (
         "triton_swiglu",
         {"dy_ptr": "*bf16", "x_ptr": "*bf16", "dx_ptr": "*bf16", "n_rows": "i32"},
-        {"F": 768, "ROWS": 4, "BLOCK": 256},
     ),
 }
+
+
+def _constants(name: str, width: int) -> dict[str, float | int]:
+    """The constexpr arguments of a launch: d_model for RMSNorm, head_dim for RoPE, d_ff for SwiGLU."""
+    if name == "rope_kernel":
+        rows, half = triton_support.rows_per_tile(width), width // 2
+        return {"D": width, "HALF": half, "SIGN": 1.0, "ROWS": rows, "BLOCK": half, "REST": 1}
+    if name.startswith("swiglu"):
+        rows, columns = importlib.import_module("muomni_kernels.triton_swiglu").tile(width)
+        return {"F": width, "ROWS": rows, "BLOCK": columns}
+    block = triton_support.next_power_of_two(width)
+    tile = {"N": width, "ROWS": triton_support.rows_per_tile(width), "BLOCK": block}
+    return tile if "backward" in name else {**tile, "EPS": 1e-6}
+
+
+# Widths of the sizes in muomni/recipes.py; 32 is QK-norm's.
+WIDTHS = {"rms_norm": (32, 128, 192, 256, 384, 512), "rope": (32, 64), "swiglu": (768,)}
+COMPILED = [
+    (name, width)
+    for name in KERNELS
+    for op, widths in WIDTHS.items()
+    if name.startswith(op)
+    for width in widths
+]
 
 
 def _resources(cubin: bytes, folder: Path) -> str:
@@ -87,19 +104,16 @@ def _resources(cubin: bytes, folder: Path) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("name", "width"), COMPILED)
 @pytest.mark.parametrize("capability", [86, 89, 90, 120])
 def test_kernel_compiles_without_spills_or_double_precision(
-    capability: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: int, name: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-
-    from muomni_kernels.triton_support import OPTIONS
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    module, arguments, constants = KERNELS[name]
+    module, arguments = KERNELS[name]
     function = getattr(importlib.import_module(f"muomni_kernels.{module}"), name)
     signature = {p: arguments.get(p, "constexpr") for p in function.arg_names}
     attributes = {
@@ -107,8 +121,10 @@ def test_kernel_compiles_without_spills_or_double_precision(
         for i, p in enumerate(function.arg_names)
         if arguments.get(p, "").startswith("*")
     }
-    source = ASTSource(function, signature, constexprs=dict(constants), attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
+    source = ASTSource(function, signature, constexprs=_constants(name, width), attrs=attributes)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=triton_support.OPTIONS
+    )
     ptx = compiled.asm["ptx"]
     assert not re.search(r"\.f64\b", ptx), "double precision crept in"
     usage = _resources(compiled.asm["cubin"], tmp_path)
