@@ -81,7 +81,7 @@ def _check_wish(op: str | None, name: str, *, source: str) -> None:
     load()
     if op is not None:
         if op not in _backends:
-            raise BackendError(f"{source}: {op!r} is not an op; they are {', '.join(_backends)}.")
+            raise BackendError(f"{source}: {op!r} is not an op; they are {', '.join(sorted(_backends))}.")
         return  # A name this op lacks is reported where the op runs, with the reasons of those it has.
     names = sorted({row.name for rows in _backends.values() for row in rows})
     if name not in names:
