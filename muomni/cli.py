@@ -259,6 +259,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         print(f"muomni: interrupted{f'; {error}' if str(error) else ''}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        # Looked up, not imported: the registry loads torch, and without it no backend can have failed.
+        registry = sys.modules.get("muomni_kernels.registry")
+        if registry is None or not isinstance(error, registry.BackendError):
+            raise
+        print(f"muomni: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     except BrokenPipeError:
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:

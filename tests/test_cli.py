@@ -116,6 +116,14 @@ def test_corrupt_checkpoint_is_named(
     assert_one_line(code, error, "omni", "muomni train --stage omni")
 
 
+def test_a_forced_backend_that_cannot_run_is_one_line(
+    run_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUOMNI_BACKEND", "rms_norm=none")
+    code, _, error = run("say", "hello", "--run", run_root, capsys=capsys)
+    assert_one_line(code, error, "rms_norm", "none", "MUOMNI_BACKEND")
+
+
 def test_an_unwritable_place_is_named(run_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run("say", "hello", "--run", run_root, "--out", "/nowhere/a.wav", capsys=capsys)
     assert_one_line(code, error, "/nowhere/a.wav", "another path")
