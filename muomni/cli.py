@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -249,8 +248,6 @@ def doctor() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `muomni` command."""
-    # Before torch is loaded: waiting OpenMP threads sleep. Spinning, they starve each other on a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
     except UserError as error:
