@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from muomni_kernels.doctor import doctor_rows
     from muomni_kernels.mel import log_mel, mel_downsample
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
-    from muomni_kernels.ops import rms_norm, rope, swiglu
+    from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
     from muomni_kernels.registry import use_backend
 
 _LAZY: dict[str, str] = {
+    "add_rms_norm": "muomni_kernels.ops",
+    "qk_norm_rope": "muomni_kernels.ops",
     "rms_norm": "muomni_kernels.ops",
     "rope": "muomni_kernels.ops",
     "swiglu": "muomni_kernels.ops",
@@ -29,6 +31,7 @@ _LAZY: dict[str, str] = {
 }
 
 __all__ = [
+    "add_rms_norm",
     "attention",
     "attention_decode",
     "doctor_rows",
@@ -36,6 +39,7 @@ __all__ = [
     "mel_downsample",
     "mel_filterbank",
     "mel_frames",
+    "qk_norm_rope",
     "rms_norm",
     "rope",
     "swiglu",

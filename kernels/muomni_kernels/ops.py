@@ -1,13 +1,19 @@
-"""The public row-wise ops: RMSNorm, rotary embedding, SwiGLU. Checks, documentation, dispatch."""
+"""The public row-wise ops: RMSNorm, rotary embedding, SwiGLU and their fusions. Checks, documentation, dispatch."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.autograd.function import once_differentiable
 
-from muomni_kernels import library, reference, registry, triton_support
+from muomni_kernels import checks, reference, registry, rowwise, triton_support
+
+
+def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
+    if weight.ndim != 1 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"weight: expected ({x.shape[-1] if x.ndim else '?'},) for x {tuple(x.shape)}, got {tuple(weight.shape)}."
+        )
+    checks.floating("x", x)
+    checks.floating("weight", weight)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6) -> torch.Tensor:
@@ -16,13 +22,31 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6) -> tor
     x:      (..., N), any float dtype, any strides; not modified.
     weight: (N,).
     Accumulated in fp32 (fp64 stays fp64). Returns x's shape and dtype. Differentiable in x and weight.
-    Raises ValueError when the widths differ. Source: Zhang and Sennrich, 2019.
+    Raises ValueError for other widths, dtypes or devices. Source: Zhang and Sennrich, 2019.
     """
-    if weight.ndim != 1 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
-        raise ValueError(
-            f"weight: expected ({x.shape[-1] if x.ndim else '?'},) for x {tuple(x.shape)}, got {tuple(weight.shape)}."
-        )
+    _check_norm(x, weight)
+    checks.one_device("x", x, weight=weight)
     return registry.select("rms_norm", x, weight, eps)(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The step between two branches of a pre-norm block: s = residual + x, y = rms_norm(s).
+
+    x:        (..., N) a branch's output.
+    residual: of x's shape; may be of a wider dtype, as the residual stream is under autocast. Neither is modified.
+    weight:   (N,).
+    Returns y in x's dtype and s in residual's; s is rounded before it is normalised. Differentiable in all
+    three; the gradient of s is folded into one pass over dx. Raises ValueError for other shapes, dtypes or
+    devices.
+    """
+    _check_norm(x, weight)
+    if residual.shape != x.shape:
+        raise ValueError(f"residual: expected x's shape {tuple(x.shape)}, got {tuple(residual.shape)}.")
+    checks.floating("residual", residual)
+    checks.one_device("x", x, residual=residual, weight=weight)
+    return registry.select("add_rms_norm", x, residual, weight, eps)(x, residual, weight, eps)
 
 
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -31,7 +55,7 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     x:        (..., T, H, D); features i and i + R/2 of the first R form a pair, the rest passes through.
     cos, sin: (..., T, R/2) fp32, R <= D; constants, no gradient reaches them.
     Returns x's shape and dtype. The backward is the rotation by the opposite angle.
-    Raises ValueError when the shapes do not fit. Source: Su et al., 2021.
+    Raises ValueError when shapes, dtypes or devices do not fit. Source: Su et al., 2021.
     """
     if (
         cos.shape != sin.shape
@@ -40,78 +64,74 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         or 2 * cos.shape[-1] > x.shape[-1]
     ):
         raise ValueError(
-            f"cos, sin: expected (..., T, R/2) with R <= {x.shape[-1]} for x (..., T, H, D) {tuple(x.shape)}, got "
-            f"{tuple(cos.shape)} and {tuple(sin.shape)}."
+            f"cos, sin: expected (..., T, R/2) with R <= {x.shape[-1] if x.ndim else '?'} for x (..., T, H, D) "
+            f"{tuple(x.shape)}, got {tuple(cos.shape)} and {tuple(sin.shape)}."
         )
+    checks.floating("x", x)
+    checks.floating("cos", cos)
+    checks.one_device("x", x, cos=cos, sin=sin)
     return registry.select("rope", x, cos, sin)(x, cos, sin)
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
+    *,
+    n_heads: int,
+    n_kv_heads: int,
+    eps: float = 1e-6,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Packed projections -> q and k normalised per head and rotated, and v.
+
+    qkv:                (T, (n_heads + 2 n_kv_heads) * D), heads of q, then of k, then of v; D even.
+    q_weight, k_weight: (D,) of the RMSNorm of each head of q and of k.
+    cos, sin:           (T, D/2) fp32 angles of each token, whatever made them (1-D, TM-RoPE, packed positions);
+                        constants. None for no rotation.
+    Returns q (T, n_heads, D), k and v (T, n_kv_heads, D), of qkv's dtype; backends may return views of qkv.
+    Differentiable in qkv and the weights. Raises ValueError for other shapes, dtypes or devices.
+    Sources: Henry et al., 2020 (QK-norm); Su et al., 2021.
+    """
+    head_dim = q_weight.shape[0] if q_weight.ndim == 1 else 0
+    if head_dim < 2 or head_dim % 2 or k_weight.shape != q_weight.shape:
+        raise ValueError(
+            f"q_weight, k_weight: expected twice (D,) with an even D, got {tuple(q_weight.shape)} and "
+            f"{tuple(k_weight.shape)}."
+        )
+    if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
+        raise ValueError(f"n_kv_heads: expected a number that divides n_heads {n_heads}, got {n_kv_heads}.")
+    if qkv.ndim != 2 or qkv.shape[1] != (n_heads + 2 * n_kv_heads) * head_dim:
+        raise ValueError(
+            f"qkv: expected (T, ({n_heads} + 2 * {n_kv_heads}) * {head_dim}), got {tuple(qkv.shape)}."
+        )
+    if (cos is None) != (sin is None):
+        raise ValueError("cos, sin: expected both or neither, got one.")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table is not None and table.shape != (qkv.shape[0], head_dim // 2):
+            raise ValueError(
+                f"{name}: expected ({qkv.shape[0]}, {head_dim // 2}), one angle a pair of features, got "
+                f"{tuple(table.shape)}."
+            )
+    checks.floating("qkv", qkv)
+    checks.one_device("qkv", qkv, q_weight=q_weight, k_weight=k_weight, cos=cos, sin=sin)
+    arguments = (qkv, q_weight, k_weight, cos, sin, n_heads, n_kv_heads, eps)
+    return registry.select("qk_norm_rope", *arguments)(*arguments)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """y = silu(gate) * up, with gate the first and up the second half of the last dimension.
 
     gate_up: (..., 2F). Returns (..., F) of the same dtype; computed in fp32.
-    Raises ValueError for an odd last dimension. Source: Shazeer, 2020.
+    Raises ValueError for an odd last dimension or another dtype. Source: Shazeer, 2020.
     """
     if gate_up.ndim < 1 or gate_up.shape[-1] % 2:
         raise ValueError(
             f"gate_up: expected (..., 2F) with an even last dimension, got {tuple(gate_up.shape)}."
         )
+    checks.floating("gate_up", gate_up)
     return registry.select("swiglu", gate_up)(gate_up)
-
-
-# The kernels' backwards have no derivative of their own: asking for one raises instead of giving zeros.
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        call = (
-            torch.ops.muomni.rms_norm_forward if torch.compiler.is_compiling() else library.rms_norm_forward
-        )
-        y, rstd = call(x, weight, eps)
-        ctx.save_for_backward(x, weight, rstd)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        call = (
-            torch.ops.muomni.rms_norm_backward if torch.compiler.is_compiling() else library.rms_norm_backward
-        )
-        dx, dw = call(grads[0], *ctx.saved_tensors)
-        return dx, dw, None
-
-
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(cos, sin)
-        call: Any = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
-        return call(x, cos, sin, False)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        call: Any = torch.ops.muomni.rope_rotate if torch.compiler.is_compiling() else library.rope_rotate
-        return call(grads[0], *ctx.saved_tensors, True), None, None
-
-
-class _SwiGLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate_up)
-        call: Any = (
-            torch.ops.muomni.swiglu_forward if torch.compiler.is_compiling() else library.swiglu_forward
-        )
-        return call(gate_up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        call: Any = (
-            torch.ops.muomni.swiglu_backward if torch.compiler.is_compiling() else library.swiglu_backward
-        )
-        return call(grads[0], *ctx.saved_tensors)
 
 
 def _anything(*_: object) -> None:
@@ -122,20 +142,41 @@ def _triton_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> str |
     return triton_support.reason_against(x, weight)
 
 
+def _triton_add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> str | None:
+    return triton_support.reason_against(residual) or triton_support.reason_against(x, weight)
+
+
+def _reason_against_angles(cos: torch.Tensor | None, sin: torch.Tensor | None) -> str | None:
+    if cos is None or sin is None or cos.dtype == sin.dtype == torch.float32:
+        return None
+    return f"needs float32 cos and sin, got {cos.dtype} and {sin.dtype}"
+
+
 def _triton_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> str | None:
-    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
-        return f"needs float32 cos and sin, got {cos.dtype}"
-    return triton_support.reason_against(x, cos, sin)
+    return _reason_against_angles(cos, sin) or triton_support.reason_against(x, cos, sin)
 
 
-def _reference_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    return reference.rope(x, cos.detach(), sin.detach())
+def _triton_qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    n_heads: int,
+    n_kv_heads: int,
+    eps: float,
+) -> str | None:
+    return _reason_against_angles(cos, sin) or triton_support.reason_against(qkv, q_weight, k_weight)
 
 
 for _op, _run, _supports, _plain in (
-    ("rms_norm", _RMSNorm.apply, _triton_rms_norm, reference.rms_norm),
-    ("rope", _Rope.apply, _triton_rope, _reference_rope),
-    ("swiglu", _SwiGLU.apply, triton_support.reason_against, reference.swiglu),
+    ("rms_norm", rowwise.RMSNorm.apply, _triton_rms_norm, reference.rms_norm),
+    ("add_rms_norm", rowwise.AddRMSNorm.apply, _triton_add_rms_norm, reference.add_rms_norm),
+    ("rope", rowwise.Rope.apply, _triton_rope, reference.rope),
+    ("qk_norm_rope", rowwise.QKNormRope.apply, _triton_qk_norm_rope, reference.qk_norm_rope),
+    ("swiglu", rowwise.SwiGLU.apply, triton_support.reason_against, reference.swiglu),
 ):
     registry.register(_op, "triton", _run, supports=_supports, available=triton_support.available)
     registry.register(_op, "reference", _plain, supports=_anything, available=_anything)

@@ -17,13 +17,41 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * _wide(weight)).to(x.dtype)
 
 
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """s = residual + x in residual's dtype, and its RMSNorm in x's."""
+    s = (_wide(residual) + _wide(x)).to(residual.dtype)
+    return rms_norm(s, weight, eps).to(x.dtype), s
+
+
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate pairs (i, i + R/2) of the first R = 2 * cos.shape[-1] features by each token's angles."""
     half = cos.shape[-1]
+    cos, sin = cos.detach(), sin.detach()
     first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     wide_a, wide_b, c, s = _wide(first), _wide(second), cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned = torch.cat((wide_a * c - wide_b * s, wide_b * c + wide_a * s), dim=-1).to(x.dtype)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    n_heads: int,
+    n_kv_heads: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split (T, (H + 2 Hkv) * D) into heads, RMSNorm those of q and k, rotate them; v as it is."""
+    heads = qkv.reshape(qkv.shape[0], n_heads + 2 * n_kv_heads, q_weight.shape[0])
+    q, k, v = heads.split([n_heads, n_kv_heads, n_kv_heads], dim=1)
+    q, k = rms_norm(_wide(q), q_weight, eps), rms_norm(_wide(k), k_weight, eps)
+    if cos is not None and sin is not None:
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
+    return q.to(qkv.dtype), k.to(qkv.dtype), v
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""RMSNorm in Triton: y = x * rstd * w, with rstd = 1 / sqrt(mean(x^2) + eps).
+"""RMSNorm in Triton, alone or after a residual addition: y = s * rstd * w, rstd = 1 / sqrt(mean(s^2) + eps).
 
-Saved for backward: x, w, rstd. With h = x * rstd and g = dy * w: dx = rstd * (g - h * mean(g * h)),
-dw = sum over rows of dy * h, accumulated per program in fp32 and summed once (deterministic).
-Bytes per element (bf16): 4 forward, 6 and the partial dw backward.
+s is x, or x + residual rounded to the residual's dtype. Saved for backward: s, w, rstd. With h = s * rstd and
+g = dy * w: ds = rstd * (g - h * mean(g * h)), plus the gradient that reaches the new residual; dw = sum over
+rows of dy * h, kept in registers by each program of a persistent grid and summed once (deterministic).
+Bytes per element (bf16): 4 forward and 6 backward; with the addition 8 and 8; and the partial dw.
 """
 
 from __future__ import annotations
@@ -16,102 +17,96 @@ from muomni_kernels.triton_support import ceil_div, launch, n_programs, next_pow
 
 @triton.jit
 def rms_norm_forward_kernel(
-    x_ptr,
-    w_ptr,
-    y_ptr,
-    rstd_ptr,
-    n_rows,
-    N: tl.constexpr,
-    EPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x_ptr, residual_ptr, w_ptr, y_ptr, s_ptr, rstd_ptr, n_rows,
+    N: tl.constexpr, EPS: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One [ROWS, N] tile per program."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     inside = (rows < n_rows)[:, None] & (cols < N)[None, :]
     at = rows.to(tl.int64)[:, None] * N + cols[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    s = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        s += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        rounded = s.to(s_ptr.dtype.element_ty)
+        tl.store(s_ptr + at, rounded, mask=inside)
+        s = rounded.to(tl.float32)
     w = tl.load(w_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
-    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / N + EPS)
+    rstd = 1.0 / tl.sqrt(tl.sum(s * s, axis=1) / N + EPS)
     tl.store(rstd_ptr + rows, rstd, mask=rows < n_rows)
-    tl.store(y_ptr + at, (x * rstd[:, None] * w[None, :]).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + at, (s * rstd[:, None] * w[None, :]).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def rms_norm_backward_kernel(
-    dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, partial_ptr, n_rows,
-    N: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dy_ptr, d_residual_ptr, s_ptr, w_ptr, rstd_ptr, ds_ptr, partial_ptr, n_rows,
+    N: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Persistent over row tiles; each program leaves one row of partial dw."""
     cols = tl.arange(0, BLOCK)
     w = tl.load(w_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)
-    dw = tl.zeros([BLOCK], dtype=tl.float32)
+    # Summed over rows once, at the end: a reduction across warps in every tile would stall the loop.
+    dw = tl.zeros([ROWS, BLOCK], dtype=tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, ROWS), tl.num_programs(0)):
         rows = tile * ROWS + tl.arange(0, ROWS)
         inside = (rows < n_rows)[:, None] & (cols < N)[None, :]
         at = rows.to(tl.int64)[:, None] * N + cols[None, :]
-        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        s = tl.load(s_ptr + at, mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=rows < n_rows, other=0.0)
-        h = x * rstd[:, None]
+        h = s * rstd[:, None]
         g = dy * w[None, :]
         mean = tl.sum(g * h, axis=1) / N
-        dx = rstd[:, None] * (g - h * mean[:, None])
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-        dw += tl.sum(dy * h, axis=0)
-    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * N + cols, dw, mask=cols < N)
+        ds = rstd[:, None] * (g - h * mean[:, None])
+        if ADD:
+            ds += tl.load(d_residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(ds_ptr + at, ds.to(ds_ptr.dtype.element_ty), mask=inside)
+        dw += dy * h
+    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * N + cols, tl.sum(dw, axis=0), mask=cols < N)
 
 
-def forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """y like x and rstd (rows,) fp32; x (..., N)."""
+def forward(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y like x, s like residual (empty without one) and rstd (rows,) fp32; x, residual (..., N)."""
     n = x.shape[-1]
     flat = x.contiguous().view(-1, n)
     y = torch.empty_like(flat)
-    rstd = torch.empty(len(flat), dtype=torch.float32, device=x.device)
-    if len(flat):
+    n_rows = len(flat)
+    rstd = torch.empty(n_rows, dtype=torch.float32, device=x.device)
+    added = flat if residual is None else residual.contiguous()
+    s = y.new_empty(0) if residual is None else torch.empty_like(added)
+    if n_rows and n:
         rows = rows_per_tile(n)
         launch(
-            rms_norm_forward_kernel,
-            (ceil_div(len(flat), rows),),
-            flat,
-            weight.contiguous(),
-            y,
-            rstd,
-            len(flat),
-            N=n,
-            EPS=eps,
-            ROWS=rows,
-            BLOCK=next_power_of_two(n),
-        )
-    return y.view(x.shape), rstd
+            rms_norm_forward_kernel, (ceil_div(n_rows, rows),),
+            flat, added, weight.contiguous(), y, y if residual is None else s, rstd, n_rows,
+            N=n, EPS=eps, ADD=residual is not None, ROWS=rows, BLOCK=next_power_of_two(n),
+        )  # fmt: skip
+    return y.view(x.shape), s, rstd
 
 
 def backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor
+    dy: torch.Tensor,
+    d_residual: torch.Tensor | None,
+    s: torch.Tensor,
+    weight: torch.Tensor,
+    rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dx like x and dw like weight."""
-    n = x.shape[-1]
-    flat, flat_dy = x.contiguous().view(-1, n), dy.contiguous().view(-1, n)
-    dx = torch.empty_like(flat)
-    if not len(flat):
-        return dx.view(x.shape), torch.zeros_like(weight)
+    """ds like s, d_residual added where there is one, and dw like weight."""
+    n = s.shape[-1]
+    flat, flat_dy = s.contiguous().view(-1, n), dy.contiguous()
+    ds = torch.empty_like(flat)
+    n_rows = len(flat)
+    if not (n_rows and n):
+        return ds.view(s.shape), torch.zeros_like(weight)
     rows = rows_per_tile(n)
-    programs = n_programs(x, ceil_div(len(flat), rows))
-    partial = torch.empty(programs, n, dtype=torch.float32, device=x.device)
+    programs = n_programs(s, ceil_div(n_rows, rows))
+    partial = torch.empty(programs, n, dtype=torch.float32, device=s.device)
+    added = flat_dy if d_residual is None else d_residual.contiguous()
     launch(
-        rms_norm_backward_kernel,
-        (programs,),
-        flat_dy,
-        flat,
-        weight.contiguous(),
-        rstd,
-        dx,
-        partial,
-        len(flat),
-        N=n,
-        ROWS=rows,
-        BLOCK=next_power_of_two(n),
-        num_stages=3,
-    )
-    return dx.view(x.shape), partial.sum(0).to(weight.dtype)
+        rms_norm_backward_kernel, (programs,),
+        flat_dy, added, flat, weight.contiguous(), rstd, ds, partial, n_rows,
+        N=n, ADD=d_residual is not None, ROWS=rows, BLOCK=next_power_of_two(n), num_stages=3,
+    )  # fmt: skip
+    return ds.view(s.shape), partial.sum(0).to(weight.dtype)

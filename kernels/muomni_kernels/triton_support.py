@@ -1,20 +1,35 @@
-"""What every Triton backend needs: whether Triton can run here, tile shapes, and the number of programs."""
+"""What every Triton backend needs: whether Triton can run here, tile shapes, launching, and recording launches."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 
 # Fused multiply-add is wanted everywhere; Triton 3.10 would turn it off by default.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-"""Launch options of every kernel."""
+"""Launch options of every kernel unless it says otherwise."""
+
+
+class Launch(NamedTuple):
+    """A launch as `record_launches` keeps it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[torch.Tensor | int | float, ...]
+    """In the order of the kernel's parameters."""
+    constants: dict[str, Any]
+    """constexpr arguments and launch options."""
 
 
 # Looked up once and without importing triton: torch.compile traces what asks for it.
 _INSTALLED = importlib.util.find_spec("triton") is not None
+
+_recorders: list[list[Launch]] = []
 
 
 def interpreting() -> bool:
@@ -31,14 +46,14 @@ def available() -> str | None:
     return "needs a CUDA device, this machine has none"
 
 
-def reason_against(x: torch.Tensor, *others: torch.Tensor) -> str | None:
+def reason_against(x: torch.Tensor, *others: torch.Tensor | None) -> str | None:
     """None when Triton can run on this tensor with the op's other ones beside it, else the reason against it."""
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"needs float16, bfloat16 or float32, got {x.dtype}"
     if not (x.is_cuda or interpreting()):
         return f"needs a CUDA tensor, got {x.device.type}"
     for other in others:
-        if other.device != x.device:
+        if other is not None and other.device != x.device:
             return f"needs all tensors on one device, got {x.device} and {other.device}"
     return None if _INSTALLED else "triton is not installed"
 
@@ -64,6 +79,24 @@ def n_programs(x: torch.Tensor, tiles: int) -> int:
     return max(1, min(tiles, per_device))
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: torch.Tensor | int, **constants: float) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *arguments: torch.Tensor | int | float, **constants: Any
+) -> None:
     """Start a Triton kernel with OPTIONS; constants are its constexpr arguments and further options."""
-    kernel[grid](*arguments, **constants, **OPTIONS)
+    if _recorders:
+        _recorders[-1].append(Launch(kernel, grid, arguments, constants))
+    else:
+        kernel[grid](*arguments, **{**OPTIONS, **constants})
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Inside the block launches are listed and not started.
+
+    It gives the exact variants a call would compile, on tensors of any device (meta tensors too), without a GPU.
+    """
+    _recorders.append([])
+    try:
+        yield _recorders[-1]
+    finally:
+        _recorders.pop()

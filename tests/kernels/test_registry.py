@@ -45,7 +45,7 @@ def test_innermost_block_wins_over_outer_and_environment(monkeypatch: pytest.Mon
 def test_a_wish_that_names_nothing_raises_and_lists_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     call = (torch.randn(2, 8), torch.ones(8))
     with pytest.raises(
-        RuntimeError, match=r"use_backend: 'rms_nrm' is not an op; they are attention, .*, swiglu"
+        RuntimeError, match=r"use_backend: 'rms_nrm' is not an op; they are add_rms_norm, .*, swiglu"
     ):
         use_backend("rms_nrm", "reference").__enter__()
     with pytest.raises(RuntimeError, match=r"use_backend: no op has a backend 'tritn'; they are .*, triton"):

@@ -1,14 +1,12 @@
-"""RMSNorm, RoPE and SwiGLU: the references against closed forms in fp64, the checks, the operators."""
+"""The row-wise ops: the references against closed forms in fp64, and the checks."""
 
 import math
+from collections.abc import Callable
 
 import muomni_kernels
 import pytest
 import torch
-from functorch.compile import make_boxed_func
-from muomni_kernels import library, ops, reference, rms_norm, rope, swiglu
-from torch._dynamo.backends.common import aot_autograd
-from torch.library import opcheck
+from muomni_kernels import add_rms_norm, qk_norm_rope, reference, rms_norm, rope, swiglu
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -48,15 +46,48 @@ def test_swiglu_closed_form() -> None:
     torch.testing.assert_close(swiglu(x), g / (1 + torch.exp(-g)) * u)
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "rope", "swiglu"])
+def test_add_rms_norm_is_the_sum_and_its_norm_each_in_its_own_dtype() -> None:
+    x, r, w = randn(5, 12), randn(5, 12, seed=1), randn(12, seed=2)
+    y, s = add_rms_norm(x, r, w)
+    assert torch.equal(s, x + r) and torch.equal(y, rms_norm(x + r, w))
+    y, s = add_rms_norm(x.bfloat16(), r.float(), w.float())
+    assert (y.dtype, s.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(s, x.bfloat16().float() + r.float())
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_qk_norm_rope_is_split_norm_and_rotation_of_every_head(rotate: bool) -> None:
+    qkv, q_weight, k_weight = randn(7, 8 * 6), randn(6, seed=1), randn(6, seed=2)
+    angles = randn(7, 3, seed=3)
+    tables = (angles.cos(), angles.sin()) if rotate else ()
+    q, k, v = qk_norm_rope(qkv, q_weight, k_weight, *tables, n_heads=4, n_kv_heads=2)
+    assert q.shape == (7, 4, 6) and k.shape == v.shape == (7, 2, 6)
+    heads = list(zip([*q.unbind(1), *k.unbind(1)], qkv.split(6, dim=1), strict=False))
+    for i, (found, x) in enumerate(heads):
+        n = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (q_weight if i < 4 else k_weight)
+        if rotate:
+            turned = torch.complex(n[:, :3], n[:, 3:]) * torch.polar(torch.ones_like(angles), angles)
+            n = torch.cat((turned.real, turned.imag), -1)
+        torch.testing.assert_close(found, n)
+    assert torch.equal(v.flatten(1), qkv[:, 36:])
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "add_rms_norm", "rope", "qk_norm_rope", "swiglu"])
 def test_reference_gradients(name: str) -> None:
-    x = randn(3, 2, 8).requires_grad_()
+    x, w = randn(3, 2, 8).requires_grad_(), randn(8, seed=1).requires_grad_()
+    angles = randn(3, 3)
+    cos, sin = angles.cos(), angles.sin()
     if name == "rms_norm":
-        w = randn(8, seed=1).requires_grad_()
-        assert torch.autograd.gradcheck(lambda a, b: rms_norm(a, b), (x, w))
+        assert torch.autograd.gradcheck(rms_norm, (x, w))
+    elif name == "add_rms_norm":
+        assert torch.autograd.gradcheck(add_rms_norm, (x, randn(3, 2, 8, seed=2).requires_grad_(), w))
     elif name == "rope":
-        angles = randn(3, 3)
-        assert torch.autograd.gradcheck(lambda a: rope(a, angles.cos(), angles.sin()), (x,))
+        assert torch.autograd.gradcheck(lambda a: rope(a, cos, sin), (x,))
+    elif name == "qk_norm_rope":
+        leaves = (randn(3, 24).requires_grad_(), *(randn(6, seed=i).requires_grad_() for i in (1, 2)))
+        assert torch.autograd.gradcheck(
+            lambda *t: qk_norm_rope(*t, cos, sin, n_heads=2, n_kv_heads=1), leaves
+        )
     else:
         assert torch.autograd.gradcheck(swiglu, (x,))
 
@@ -80,104 +111,65 @@ def test_empty_and_single_rows(shape: tuple[int, ...]) -> None:
     assert swiglu(x).shape == (*shape[:-1], 4)
 
 
-def test_wrong_shapes_say_what_came_and_what_was_expected() -> None:
-    with pytest.raises(ValueError, match=r"weight: expected \(8,\) for x \(2, 8\), got \(7,\)"):
-        rms_norm(torch.zeros(2, 8), torch.ones(7))
-    with pytest.raises(ValueError, match="cos, sin: expected"):
-        rope(torch.zeros(4, 2, 8), torch.zeros(3, 4), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="even last dimension"):
-        swiglu(torch.zeros(3, 5))
+BAD: dict[str, tuple[str, Callable[[], object]]] = {
+    "width": (r"weight: expected \(8,\) for x \(2, 8\), got \(7,\)", lambda: rms_norm(z(2, 8), z(7))),
+    "rank": (r"weight: expected \(\?,\)", lambda: rms_norm(z(), z(7))),
+    "norm dtype": (
+        "x: expected a floating-point dtype, got torch.int64",
+        lambda: rms_norm(z(2, 8).long(), z(8)),
+    ),
+    "norm device": ("weight: expected x's device cpu, got meta", lambda: rms_norm(z(2, 8), z(8).to("meta"))),
+    "residual": ("residual: expected x's shape", lambda: add_rms_norm(z(2, 8), z(1, 8), z(8))),
+    "residual device": (
+        "residual: expected x's device cpu, got meta",
+        lambda: add_rms_norm(z(2, 8), z(2, 8).to("meta"), z(8)),
+    ),
+    "angles": ("cos, sin: expected", lambda: rope(z(4, 2, 8), z(3, 4), z(3, 4))),
+    "rope rank": ("cos, sin: expected", lambda: rope(z(4), z(3, 4), z(3, 4))),
+    "rope device": ("sin: expected x's device", lambda: rope(z(4, 2, 8), z(4, 4), z(4, 4).to("meta"))),
+    "rope dtype": ("cos: expected a floating", lambda: rope(z(4, 2, 8), z(4, 4).int(), z(4, 4))),
+    "heads": (
+        "n_kv_heads: expected a number that divides",
+        lambda: qkv(z(4, 48), z(6), n_heads=4, n_kv_heads=3),
+    ),
+    "packed width": (
+        r"qkv: expected \(T, \(4 \+ 2 \* 2\) \* 6\), got \(4, 47\)",
+        lambda: qkv(z(4, 47), z(6)),
+    ),
+    "odd head": ("even D, got", lambda: qkv(z(4, 40), z(5))),
+    "weights": (
+        "q_weight, k_weight: expected",
+        lambda: qk_norm_rope(z(4, 48), z(6), z(5), n_heads=4, n_kv_heads=2),
+    ),
+    "one angle": ("cos, sin: expected both", lambda: qkv(z(4, 48), z(6), z(4, 3))),
+    "angle rows": (r"cos: expected \(4, 3\)", lambda: qkv(z(4, 48), z(6), z(5, 3), z(5, 3))),
+    "qkv dtype": ("qkv: expected a floating", lambda: qkv(z(4, 48).int(), z(6))),
+    "qkv device": ("q_weight: expected qkv's device meta", lambda: qkv(z(4, 48).to("meta"), z(6))),
+    "odd width": ("even last dimension", lambda: swiglu(z(3, 5))),
+    "swiglu dtype": ("gate_up: expected a floating", lambda: swiglu(z(3, 6).int())),
+}
+
+
+def z(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape)
+
+
+def qkv(
+    packed: torch.Tensor, weight: torch.Tensor, *angles: torch.Tensor, n_heads: int = 4, n_kv_heads: int = 2
+):
+    return qk_norm_rope(packed, weight, weight, *angles, n_heads=n_heads, n_kv_heads=n_kv_heads)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_names_the_argument(name: str) -> None:
+    message, call = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_unknown_op_is_told_what_there_is() -> None:
     with pytest.raises(AttributeError, match="it offers"):
         _ = muomni_kernels.nothing
-
-
-OPERATORS = {
-    "rms_norm_forward": lambda: (torch.randn(5, 12), torch.randn(12), 1e-6),
-    "rms_norm_backward": lambda: (
-        torch.randn(5, 12),
-        torch.randn(5, 12),
-        torch.randn(12),
-        torch.rand(5) + 0.5,
-    ),
-    "rope_rotate": lambda: (torch.randn(5, 2, 12), torch.randn(5, 4), torch.randn(5, 4), True),
-    "swiglu_forward": lambda: (torch.randn(5, 12),),
-    "swiglu_backward": lambda: (torch.randn(5, 6), torch.randn(5, 12)),
-}
-STRIDED = {
-    "rms_norm_forward": lambda: (torch.randn(12, 5).t(), torch.randn(24)[::2], 1e-6),
-    "rms_norm_backward": lambda: (
-        torch.randn(5, 1).expand(5, 12),
-        torch.randn(12, 5).t(),
-        torch.randn(12),
-        torch.rand(5) + 0.5,
-    ),
-    "rope_rotate": lambda: (
-        torch.randn(2, 5, 12).transpose(0, 1),
-        torch.randn(4, 5).t(),
-        torch.randn(4, 5).t(),
-        False,
-    ),
-    "swiglu_forward": lambda: (torch.randn(12, 5).t(),),
-    "swiglu_backward": lambda: (torch.randn(5, 1).expand(5, 6), torch.randn(12, 5).t()),
-}
-
-
-@pytest.mark.parametrize("inputs", [OPERATORS, STRIDED], ids=["contiguous", "strided"])
-@pytest.mark.parametrize("name", OPERATORS)
-def test_operator_schema_and_fake_agree_with_the_implementation(name: str, inputs: dict) -> None:
-    assert library is not None
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    opcheck(getattr(torch.ops.muomni, name).default, inputs[name](), test_utils=checks)
-
-
-def test_closed_form_backwards_equal_autograd_of_the_reference() -> None:
-    x, w, dy = randn(5, 12).requires_grad_(), randn(12, seed=1).requires_grad_(), randn(5, 12, seed=2)
-    expected = torch.autograd.grad(reference.rms_norm(x, w, 1e-6), (x, w), dy)
-    _, rstd = library.rms_norm_forward(x.detach().float(), w.detach().float(), 1e-6)
-    found = library.rms_norm_backward(dy.float(), x.detach().float(), w.detach().float(), rstd)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
-    g = randn(5, 12).requires_grad_()
-    (expected_g,) = torch.autograd.grad(reference.swiglu(g), g, dy[:, :6])
-    found_g = library.swiglu_backward(dy[:, :6].float(), g.detach().float())
-    torch.testing.assert_close(found_g.double(), expected_g, rtol=1e-5, atol=1e-5)
-
-
-def operator_block(x: torch.Tensor, w: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """What the Triton backend runs, on the operators' closed forms where there is no GPU."""
-    turned = ops._Rope.apply(ops._RMSNorm.apply(x, w, 1e-6), cos, sin)
-    return ops._SwiGLU.apply(turned.flatten(1))
-
-
-def test_compiled_operators_are_one_node_each_forward_and_backward() -> None:
-    nodes: set[str] = set()
-
-    def record(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
-        nodes.update(str(n.target) for n in graph.graph.nodes if str(n.target).startswith("muomni."))
-        return make_boxed_func(graph.forward)
-
-    x, w = torch.randn(6, 2, 8, requires_grad=True), torch.randn(8, requires_grad=True)
-    angles = torch.randn(6, 4)
-    backend = aot_autograd(fw_compiler=record, bw_compiler=record)
-    compiled = torch.compile(operator_block, fullgraph=True, backend=backend)
-    reference_block = swiglu(rope(rms_norm(x, w), angles.cos(), angles.sin()).flatten(1))
-    found = torch.autograd.grad(compiled(x, w, angles.cos(), angles.sin()).square().sum(), (x, w))
-    for a, b in zip(found, torch.autograd.grad(reference_block.square().sum(), (x, w)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert nodes == {f"muomni.{name}.default" for name in OPERATORS}
-
-
-@pytest.mark.parametrize("name", ["rms_norm", "rope", "swiglu"])
-def test_a_second_derivative_of_an_operator_raises(name: str) -> None:
-    x = torch.randn(6, 2, 8, requires_grad=True)
-    calls = {
-        "rms_norm": lambda: ops._RMSNorm.apply(x, torch.ones(8), 1e-6),
-        "rope": lambda: ops._Rope.apply(x, torch.ones(6, 4), torch.zeros(6, 4)),
-        "swiglu": lambda: ops._SwiGLU.apply(x),
-    }
-    (dx,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
 
 
 def test_compiled_graph_has_no_break_and_equals_eager() -> None:
