@@ -50,3 +50,7 @@ def report() -> Iterator[str]:
     yield f"{'op':<22} {'backend':<12} {'runs here':<10} reason against"
     for op, backend, available, reason in muomni_kernels.doctor_rows():
         yield f"{op:<22} {backend:<12} {'yes' if available else 'no':<10} {reason or ''}".rstrip()
+    yield ""
+    yield f"{'op':<22} which backend runs, and why"
+    for op, choice in muomni_kernels.choice_rows():
+        yield f"{op:<22} {choice}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from muomni_kernels.attend import attention, attention_decode
-    from muomni_kernels.doctor import doctor_rows
+    from muomni_kernels.doctor import choice_rows, doctor_rows
     from muomni_kernels.mel import log_mel, mel_downsample
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
@@ -27,6 +27,7 @@ _LAZY: dict[str, str] = {
     "mel_filterbank": "muomni_kernels.mel_reference",
     "mel_frames": "muomni_kernels.mel_reference",
     "use_backend": "muomni_kernels.registry",
+    "choice_rows": "muomni_kernels.doctor",
     "doctor_rows": "muomni_kernels.doctor",
 }
 
@@ -34,6 +35,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_decode",
+    "choice_rows",
     "doctor_rows",
     "log_mel",
     "mel_downsample",

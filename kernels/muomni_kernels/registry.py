@@ -1,4 +1,5 @@
-"""Which backend runs an op: the first in order of priority that gives no reason against it.
+"""Which backend runs an op: the one the dispatch table found fastest for the call's device, mode and shape, else the
+first in order of priority; in both cases one that gives no reason against it.
 
 Force one with `use_backend(op, name)` or MUOMNI_BACKEND ("triton" for every op that has it, or
 "rms_norm=reference,rope=triton"). A forced backend that cannot run raises, and so does a wish that names no op
@@ -15,6 +16,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
+
+from muomni_kernels import dispatch
 
 ENVIRONMENT = "MUOMNI_BACKEND"
 
@@ -135,14 +138,43 @@ def forced(op: str) -> str | None:
     return None
 
 
+# Of each CUDA device, so that an eager call does not ask the driver.
+_capabilities: dict[int, str] = {}
+
+
+def device_key(x: torch.Tensor) -> str:
+    """The name of a tensor's device in the dispatch table: sm_90, or its type where it is not CUDA."""
+    if x.device.type != "cuda":
+        return x.device.type
+    key = _capabilities.get(x.device.index)
+    if key is None:
+        properties = torch.cuda.get_device_properties(x.device)
+        key = f"sm_{properties.major}{properties.minor}"
+        if not torch.compiler.is_compiling():
+            _capabilities[x.device.index] = key
+    return key
+
+
+def _measured(op: str, args: tuple[Any, ...]) -> str | None:
+    """The backend the dispatch table names for a call; its first argument is a tensor."""
+    mode = "compiled" if torch.compiler.is_compiling() else "eager"
+    return dispatch.preferred(device_key(args[0]), mode, op, args)
+
+
 def select(op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
     """The function that runs an op on these arguments.
 
+    The dispatch table is a preference: where the backend it names cannot run them, the order of priority decides.
     Raises BackendError when a forced backend cannot run them (with every backend's reason), or none can.
     """
     rows = _backends[op]
     name = forced(op)
     if name is None:
+        if op in dispatch.active:
+            fastest = _measured(op, args)
+            for row in rows:
+                if row.name == fastest and row.supports(*args, **kwargs) is None:
+                    return row.run
         for row in rows:
             if row.supports(*args, **kwargs) is None:
                 return row.run
@@ -158,3 +190,6 @@ def select(op: str, *args: Any, **kwargs: Any) -> Callable[..., Any]:
     raise BackendError(
         f"{op}: backend {name!r} was asked for but {problem} ({reasons}). Unset {ENVIRONMENT} or choose another."
     )
+
+
+dispatch.load()
