@@ -19,7 +19,7 @@ def expected_files(tree: Path) -> set[str]:
     sources = {str(path.relative_to(tree)) for path in (tree / "muomni").rglob("*.py")}
     kernels = {str(path.relative_to(tree / "kernels")) for path in (tree / "kernels").rglob("*.py")}
     embedded = {str(path.relative_to(tree)) for path in (tree / "muomni/data/embedded").iterdir()}
-    return sources | kernels | embedded
+    return sources | kernels | embedded | {"muomni_kernels/dispatch.json"}
 
 
 def test_wheel_holds_the_packages_the_extension_and_the_data_only(distributions: Distributions) -> None:
