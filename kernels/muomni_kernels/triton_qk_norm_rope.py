@@ -13,6 +13,8 @@ Bytes per element of qkv (bf16): 4 forward, 6 backward; 8 a token and pair of fe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -43,9 +45,36 @@ def _store_halves(ptr, at, a, b, inside, HALF: tl.constexpr):
 
 
 @triton.jit
+def _weight(ptr, cols, HALF: tl.constexpr):
+    w_a = tl.load(ptr + cols, mask=cols < HALF, other=0.0).to(tl.float32)
+    w_b = tl.load(ptr + HALF + cols, mask=cols < HALF, other=0.0).to(tl.float32)
+    return w_a[None, :], w_b[None, :]
+
+
+@triton.jit
 def _normalise(a, b, HALF: tl.constexpr, EPS: tl.constexpr):
-    rstd = 1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + EPS)
-    return a * rstd[:, None], b * rstd[:, None], rstd[:, None]
+    rstd = (1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + EPS))[:, None]
+    return a * rstd, b * rstd, rstd
+
+
+@triton.jit
+def _forward_head(a, b, w_a, w_b, c, s, HALF: tl.constexpr, EPS: tl.constexpr, ROPE: tl.constexpr):
+    a, b, _ = _normalise(a, b, HALF, EPS)
+    a, b = a * w_a, b * w_b
+    if ROPE:
+        a, b = a * c - b * s, b * c + a * s
+    return a, b
+
+
+@triton.jit
+def _backward_head(da, db, a, b, w_a, w_b, c, s, HALF: tl.constexpr, EPS: tl.constexpr, ROPE: tl.constexpr):
+    """Gradients of both halves, and what the head adds to dw."""
+    if ROPE:
+        da, db = da * c + db * s, db * c - da * s
+    a, b, rstd = _normalise(a, b, HALF, EPS)
+    dw_a, dw_b = da * a, db * b
+    mean = (tl.sum(dw_a * w_a + dw_b * w_b, axis=1) / (2 * HALF))[:, None]
+    return rstd * (da * w_a - a * mean), rstd * (db * w_b - b * mean), dw_a, dw_b
 
 
 @triton.jit
@@ -55,30 +84,29 @@ def qk_norm_rope_forward_kernel(
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All heads of TOKENS tokens per program."""
+    D: tl.constexpr = 2 * HALF
     tokens = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     inside = (tokens < n_tokens)[:, None] & (cols < HALF)[None, :]
+    c, s = 1.0, 0.0
     if ROPE:
         c, s = _angles(cos_ptr, sin_ptr, tokens, cols, inside, HALF)
-    row = tokens[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + cols[None, :]
-    q_row = tokens[:, None] * (HEADS * 2 * HALF) + cols[None, :]
-    k_row = tokens[:, None] * (KV_HEADS * 2 * HALF) + cols[None, :]
-    for head in tl.static_range(HEADS + 2 * KV_HEADS):
-        a, b = _halves(qkv_ptr, row + head * 2 * HALF, inside, HALF)
-        if head < HEADS + KV_HEADS:
-            w_ptr = q_weight_ptr if head < HEADS else k_weight_ptr
-            w_a = tl.load(w_ptr + cols, mask=cols < HALF, other=0.0).to(tl.float32)
-            w_b = tl.load(w_ptr + HALF + cols, mask=cols < HALF, other=0.0).to(tl.float32)
-            a, b, _ = _normalise(a, b, HALF, EPS)
-            a, b = a * w_a[None, :], b * w_b[None, :]
-            if ROPE:
-                a, b = a * c - b * s, b * c + a * s
-        if head < HEADS:
-            _store_halves(q_ptr, q_row + head * 2 * HALF, a, b, inside, HALF)
-        elif head < HEADS + KV_HEADS:
-            _store_halves(k_ptr, k_row + (head - HEADS) * 2 * HALF, a, b, inside, HALF)
-        else:
-            _store_halves(v_ptr, k_row + (head - HEADS - KV_HEADS) * 2 * HALF, a, b, inside, HALF)
+    at = tokens[:, None] * ((HEADS + 2 * KV_HEADS) * D) + cols[None, :]
+    q_at = tokens[:, None] * (HEADS * D) + cols[None, :]
+    k_at = tokens[:, None] * (KV_HEADS * D) + cols[None, :]
+    w_a, w_b = _weight(q_weight_ptr, cols, HALF)
+    for head in tl.range(0, HEADS, loop_unroll_factor=2):
+        a, b = _halves(qkv_ptr, at + head * D, inside, HALF)
+        a, b = _forward_head(a, b, w_a, w_b, c, s, HALF, EPS, ROPE)
+        _store_halves(q_ptr, q_at + head * D, a, b, inside, HALF)
+    w_a, w_b = _weight(k_weight_ptr, cols, HALF)
+    for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+        a, b = _halves(qkv_ptr, at + (HEADS + head) * D, inside, HALF)
+        a, b = _forward_head(a, b, w_a, w_b, c, s, HALF, EPS, ROPE)
+        _store_halves(k_ptr, k_at + head * D, a, b, inside, HALF)
+    for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+        a, b = _halves(qkv_ptr, at + (HEADS + KV_HEADS + head) * D, inside, HALF)
+        _store_halves(v_ptr, k_at + head * D, a, b, inside, HALF)
 
 
 @triton.jit
@@ -88,7 +116,10 @@ def qk_norm_rope_backward_kernel(
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Persistent over token tiles; each program leaves one row of partial dw for q and one for k."""
+    D: tl.constexpr = 2 * HALF
     cols = tl.arange(0, BLOCK)
+    qw_a, qw_b = _weight(q_weight_ptr, cols, HALF)
+    kw_a, kw_b = _weight(k_weight_ptr, cols, HALF)
     dw_qa = tl.zeros([TOKENS, BLOCK], dtype=tl.float32)
     dw_qb = tl.zeros([TOKENS, BLOCK], dtype=tl.float32)
     dw_ka = tl.zeros([TOKENS, BLOCK], dtype=tl.float32)
@@ -96,44 +127,37 @@ def qk_norm_rope_backward_kernel(
     for tile in range(tl.program_id(0), tl.cdiv(n_tokens, TOKENS), tl.num_programs(0)):
         tokens = (tile * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
         inside = (tokens < n_tokens)[:, None] & (cols < HALF)[None, :]
+        c, s = 1.0, 0.0
         if ROPE:
             c, s = _angles(cos_ptr, sin_ptr, tokens, cols, inside, HALF)
-        row = tokens[:, None] * ((HEADS + 2 * KV_HEADS) * 2 * HALF) + cols[None, :]
-        q_row = tokens[:, None] * (HEADS * 2 * HALF) + cols[None, :]
-        k_row = tokens[:, None] * (KV_HEADS * 2 * HALF) + cols[None, :]
-        for head in tl.static_range(HEADS + 2 * KV_HEADS):
-            at = row + head * 2 * HALF
-            if head < HEADS:
-                da, db = _halves(dq_ptr, q_row + head * 2 * HALF, inside, HALF)
-            elif head < HEADS + KV_HEADS:
-                da, db = _halves(dk_ptr, k_row + (head - HEADS) * 2 * HALF, inside, HALF)
-            else:
-                da, db = _halves(dv_ptr, k_row + (head - HEADS - KV_HEADS) * 2 * HALF, inside, HALF)
-            if head < HEADS + KV_HEADS:
-                if ROPE:
-                    da, db = da * c + db * s, db * c - da * s
-                a, b = _halves(qkv_ptr, at, inside, HALF)
-                a, b, rstd = _normalise(a, b, HALF, EPS)
-                if head < HEADS:
-                    dw_qa += da * a
-                    dw_qb += db * b
-                else:
-                    dw_ka += da * a
-                    dw_kb += db * b
-                w_ptr = q_weight_ptr if head < HEADS else k_weight_ptr
-                da *= tl.load(w_ptr + cols, mask=cols < HALF, other=0.0).to(tl.float32)[None, :]
-                db *= tl.load(w_ptr + HALF + cols, mask=cols < HALF, other=0.0).to(tl.float32)[None, :]
-                mean = (tl.sum(da * a + db * b, axis=1) / (2 * HALF))[:, None]
-                da, db = rstd * (da - a * mean), rstd * (db - b * mean)
-            _store_halves(dqkv_ptr, at, da, db, inside, HALF)
-    left = partial_ptr + tl.program_id(0).to(tl.int64) * (4 * HALF) + cols
+        at = tokens[:, None] * ((HEADS + 2 * KV_HEADS) * D) + cols[None, :]
+        q_at = tokens[:, None] * (HEADS * D) + cols[None, :]
+        k_at = tokens[:, None] * (KV_HEADS * D) + cols[None, :]
+        for head in tl.range(0, HEADS, loop_unroll_factor=2):
+            da, db = _halves(dq_ptr, q_at + head * D, inside, HALF)
+            a, b = _halves(qkv_ptr, at + head * D, inside, HALF)
+            da, db, dw_a, dw_b = _backward_head(da, db, a, b, qw_a, qw_b, c, s, HALF, EPS, ROPE)
+            dw_qa += dw_a
+            dw_qb += dw_b
+            _store_halves(dqkv_ptr, at + head * D, da, db, inside, HALF)
+        for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+            da, db = _halves(dk_ptr, k_at + head * D, inside, HALF)
+            a, b = _halves(qkv_ptr, at + (HEADS + head) * D, inside, HALF)
+            da, db, dw_a, dw_b = _backward_head(da, db, a, b, kw_a, kw_b, c, s, HALF, EPS, ROPE)
+            dw_ka += dw_a
+            dw_kb += dw_b
+            _store_halves(dqkv_ptr, at + (HEADS + head) * D, da, db, inside, HALF)
+        for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+            da, db = _halves(dv_ptr, k_at + head * D, inside, HALF)
+            _store_halves(dqkv_ptr, at + (HEADS + KV_HEADS + head) * D, da, db, inside, HALF)
+    left = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * D) + cols
     tl.store(left, tl.sum(dw_qa, axis=0), mask=cols < HALF)
     tl.store(left + HALF, tl.sum(dw_qb, axis=0), mask=cols < HALF)
-    tl.store(left + 2 * HALF, tl.sum(dw_ka, axis=0), mask=cols < HALF)
-    tl.store(left + 3 * HALF, tl.sum(dw_kb, axis=0), mask=cols < HALF)
+    tl.store(left + D, tl.sum(dw_ka, axis=0), mask=cols < HALF)
+    tl.store(left + D + HALF, tl.sum(dw_kb, axis=0), mask=cols < HALF)
 
 
-def _constants(head_dim: int, n_heads: int, n_kv_heads: int, eps: float, *, rope: bool) -> dict[str, object]:
+def _constants(head_dim: int, n_heads: int, n_kv_heads: int, eps: float, *, rope: bool) -> dict[str, Any]:
     half = head_dim // 2
     block = next_power_of_two(half)
     return {
@@ -160,7 +184,7 @@ def forward(
         constants = _constants(head_dim, n_heads, n_kv_heads, eps, rope=cos is not None)
         angles = (q_weight, q_weight) if cos is None or sin is None else (cos.contiguous(), sin.contiguous())
         launch(
-            qk_norm_rope_forward_kernel, (ceil_div(n_tokens, constants["TOKENS"]),),  # pyright: ignore
+            qk_norm_rope_forward_kernel, (ceil_div(n_tokens, constants["TOKENS"]),),
             qkv.contiguous(), q_weight.contiguous(), k_weight.contiguous(), *angles, q, k, v, n_tokens, **constants,
         )  # fmt: skip
     return q, k, v
@@ -183,7 +207,7 @@ def backward(
     if not n_tokens:
         return dqkv, torch.zeros(2, head_dim, dtype=torch.float32, device=qkv.device)
     constants = _constants(head_dim, n_heads, dk.shape[1], eps, rope=cos is not None)
-    programs = n_programs(qkv, ceil_div(n_tokens, constants["TOKENS"]))  # pyright: ignore
+    programs = n_programs(qkv, ceil_div(n_tokens, constants["TOKENS"]), per_multiprocessor=6)
     partial = torch.empty(programs, 2, head_dim, dtype=torch.float32, device=qkv.device)
     angles = (q_weight, q_weight) if cos is None or sin is None else (cos.contiguous(), sin.contiguous())
     launch(

@@ -73,10 +73,10 @@ def next_power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def n_programs(x: torch.Tensor, tiles: int) -> int:
-    """Programs of a persistent kernel: four per multiprocessor, never more than there are tiles."""
-    per_device = 4 * torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 4
-    return max(1, min(tiles, per_device))
+def n_programs(x: torch.Tensor, tiles: int, *, per_multiprocessor: int = 4) -> int:
+    """Programs of a persistent kernel: as many as stay resident, never more than there are tiles."""
+    multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    return max(1, min(tiles, per_multiprocessor * multiprocessors))
 
 
 def launch(

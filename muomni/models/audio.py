@@ -9,10 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import AudioConfig
-from muomni.nn.block import Block
-from muomni.nn.conv import same_document
+from muomni.nn.block import Stack
 from muomni.nn.init import linear
-from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import packed_positions, rotary_tables
 
 N_CTC_SYMBOLS = 29
@@ -59,22 +57,18 @@ class AudioEncoder(nn.Module):
         """n_mels: bands of one log-mel frame; cfg.factor of them make an input row."""
         super().__init__()
         self.cfg = cfg
-        self.stack = (
+        self.enter = (
             linear(cfg.factor * n_mels, cfg.d_model, bias=True) if cfg.downsample == "stack" else None
         )
         self.conv = (
             ConvDownsample(n_mels, cfg.d_model, factor=cfg.factor) if cfg.downsample == "conv" else None
         )
         self.head_dim = cfg.d_model // cfg.n_heads
-        self.blocks = nn.ModuleList(
-            Block(
-                cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_heads,
-                head_dim=self.head_dim, d_ff=cfg.d_ff, causal=False, dropout=cfg.dropout,
-                conv_kernel=cfg.conv_kernel,
-            )
-            for _ in range(cfg.n_layers)
+        self.stack = Stack(
+            cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_heads,
+            head_dim=self.head_dim, d_ff=cfg.d_ff, causal=False, dropout=cfg.dropout,
+            conv_kernel=cfg.conv_kernel,
         )  # fmt: skip
-        self.norm = RMSNorm(cfg.d_model)
 
     def forward(self, frames: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
         """Packed clips, each on its own.
@@ -83,17 +77,13 @@ class AudioEncoder(nn.Module):
         max_seqlen: frames of the longest clip. Returns (N, d_model).
         """
         positions = packed_positions(cu_seqlens, len(frames))
-        if self.stack is not None:
-            x = self.stack(frames)
+        if self.enter is not None:
+            x = self.enter(frames)
         else:
             assert self.conv is not None
             x = self.conv(frames, (positions > 0).to(frames.dtype)[:, None])
         cos, sin = rotary_tables(positions, head_dim=self.head_dim, theta=ROPE_THETA)
-        kernel = self.cfg.conv_kernel
-        same = same_document(cu_seqlens, len(frames), kernel=kernel) if kernel else None
-        for block in self.blocks:
-            x = block(x, cos, sin, cu_seqlens, max_seqlen, same)
-        return self.norm(x)
+        return self.stack(x, cos, sin, cu_seqlens, max_seqlen)
 
 
 class CTCHead(nn.Module):

@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import CodecConfig, TalkerConfig
-from muomni.nn.block import Block
+from muomni.nn.block import Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.init import linear, table
-from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import rotary_tables
 
 ROPE_THETA = 10_000.0
@@ -47,14 +46,10 @@ class DepthTransformer(nn.Module):
         self.enter = linear(cfg.d_model, d)
         self.from_latent = linear(codec.latent_dim, d)
         self.level = table(self.n_levels, d, std=0.5)
-        self.blocks = nn.ModuleList(
-            Block(
-                d, n_layers=cfg.depth_layers, n_heads=cfg.depth_heads, n_kv_heads=cfg.depth_heads,
-                head_dim=self.head_dim, d_ff=cfg.depth_d_ff, causal=True, dropout=cfg.dropout,
-            )
-            for _ in range(cfg.depth_layers)
+        self.stack = Stack(
+            d, n_layers=cfg.depth_layers, n_heads=cfg.depth_heads, n_kv_heads=cfg.depth_heads,
+            head_dim=self.head_dim, d_ff=cfg.depth_d_ff, causal=True, dropout=cfg.dropout,
         )  # fmt: skip
-        self.norm = RMSNorm(d)
         self.queries = nn.Parameter(torch.randn(self.n_levels, d, codec.latent_dim) / math.sqrt(d))
 
     def _embed(self, latents: torch.Tensor, first: int) -> torch.Tensor:
@@ -68,9 +63,8 @@ class DepthTransformer(nn.Module):
             n_rows * seq_len, -1
         )
         cu_seqlens = torch.arange(n_rows + 1, device=x.device, dtype=torch.int32) * seq_len
-        for block in self.blocks:
-            x = block(x, None, None, cu_seqlens, seq_len)
-        hidden = self.norm(x).view(n_rows, seq_len, -1)[:, 1:]
+        states = self.stack(x, None, None, cu_seqlens, seq_len)
+        hidden = states.view(n_rows, seq_len, -1)[:, 1:]
         return torch.bmm(hidden.transpose(0, 1), self.queries).transpose(0, 1)
 
     def step(
@@ -81,13 +75,8 @@ class DepthTransformer(nn.Module):
         chosen, latent = [first], codes.vectors(first, 0)
         x = torch.cat([self.enter(state)[:, None], self._embed(latent[:, None], 0)], dim=1)
         for level in range(self.n_levels):
-            n_new = x.shape[1]
-            cache.reserve(n_new)
-            for i, block in enumerate(self.blocks):
-                assert isinstance(block, Block)
-                x = block.step(x, None, None, cache.layer(i))
-            cache.advance(n_new)
-            chosen.append(sample(codes.logits(self.norm(x[:, -1]) @ self.queries[level], level + 1)))
+            hidden = self.stack.step(x, None, None, cache)[:, -1]
+            chosen.append(sample(codes.logits(hidden @ self.queries[level], level + 1)))
             if level + 1 < self.n_levels:
                 latent = latent + codes.vectors(chosen[-1], level + 1)
                 x = self._embed(latent[:, None], level + 1)
@@ -158,14 +147,10 @@ class Talker(nn.Module):
         self.bos = table(1, d, std=1.0)
         self.codes = CodeSpace(codec)
         self.from_latent = linear(codec.latent_dim, d)
-        self.blocks = nn.ModuleList(
-            Block(
-                d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
-                head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
-            )
-            for _ in range(cfg.n_layers)
+        self.stack = Stack(
+            d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
+            d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
         )  # fmt: skip
-        self.norm = RMSNorm(d)
         self.query = linear(d, codec.latent_dim)
         self.stop = linear(d, 1, bias=True)
         self.depth = DepthTransformer(cfg, codec)
@@ -205,11 +190,8 @@ class Talker(nn.Module):
         before = torch.cat([self.bos.expand(n_batch, 1, -1), told[:, :-1]], dim=1)
         x = (before + condition).reshape(n_batch * n_frames, -1)
         positions = torch.arange(n_frames, device=x.device).repeat(n_batch)
-        cos, sin = self._tables(positions)
         cu_seqlens = torch.arange(n_batch + 1, device=x.device, dtype=torch.int32) * n_frames
-        for block in self.blocks:
-            x = block(x, cos, sin, cu_seqlens, n_frames)
-        hidden = self.norm(x)
+        hidden = self.stack(x, *self._tables(positions), cu_seqlens, n_frames)
         queries = torch.cat([self.query(hidden)[:, None], self.depth(hidden, latents[:, :-1])], dim=1)
         logits = self.codes.all_logits(queries)
         return {
@@ -248,13 +230,7 @@ class Talker(nn.Module):
         before = self.bos if prev_codes is None else self.from_latent(self.codes.latents(prev_codes)[:, -1])
         x = (before + condition)[:, None]
         cache = state.backbone
-        cache.reserve(1)
-        cos, sin = self._tables(cache.lengths)
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            x = block.step(x, cos, sin, cache.layer(i))
-        cache.advance(1)
-        hidden = self.norm(x[:, 0])
+        hidden = self.stack.step(x, *self._tables(cache.lengths), cache)[:, 0]
         first = sample(self.codes.logits(self.query(hidden), 0))
         codes = self.depth.step(hidden, first, self.codes, state.depth, sample)
         return codes, self.stop(hidden)[:, 0].sigmoid()

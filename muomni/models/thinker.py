@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import ThinkerConfig
-from muomni.nn.block import Block
+from muomni.nn.block import Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.init import table
 from muomni.nn.moe import MoE
-from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import rotary_tables
 
 LOGIT_STD = 0.25
@@ -30,15 +29,11 @@ class Thinker(nn.Module):
         std = LOGIT_STD / math.sqrt(cfg.d_model)
         self.embedding = table(cfg.vocab_size, cfg.d_model, std=std)
         self.embed_scale = 1.0 / std
-        self.blocks = nn.ModuleList(
-            Block(
-                cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
-                head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
-                n_experts=cfg.n_experts, n_active_experts=cfg.n_active_experts,
-            )
-            for _ in range(cfg.n_layers)
+        self.stack = Stack(
+            cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
+            head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout, n_experts=cfg.n_experts,
+            n_active_experts=cfg.n_active_experts,
         )  # fmt: skip
-        self.norm = RMSNorm(cfg.d_model)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids (...) int64 -> (..., d_model): the unified space, of unit scale at the start."""
@@ -52,10 +47,7 @@ class Thinker(nn.Module):
         embeds: (T, d_model); positions: (T, 3) time, height, width; cu_seqlens: (n_docs + 1,) int32;
         max_seqlen: longest document. Returns the hidden states after the final norm, (T, d_model).
         """
-        cos, sin = self._tables(positions)
-        for block in self.blocks:
-            embeds = block(embeds, cos, sin, cu_seqlens, max_seqlen)
-        return self.norm(embeds)
+        return self.stack(embeds, *self._tables(positions), cu_seqlens, max_seqlen)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., d_model) -> (..., vocab_size)."""
@@ -80,14 +72,7 @@ class Thinker(nn.Module):
         embeds: (B, Tq, d_model); positions: (B, Tq, 3). Returns hidden states (B, Tq, d_model).
         Raises ValueError when the cache is full.
         """
-        n_new = embeds.shape[1]
-        cache.reserve(n_new)
-        cos, sin = self._tables(positions.reshape(-1, 3))
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            embeds = block.step(embeds, cos, sin, cache.layer(i))
-        cache.advance(n_new)
-        return self.norm(embeds)
+        return self.stack.step(embeds, *self._tables(positions.reshape(-1, 3)), cache)
 
     def balance_loss(self) -> torch.Tensor:
         """() mean over layers of the experts' balance loss of the last forward, unweighted; 0 when dense."""

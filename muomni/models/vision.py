@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import VisionConfig
-from muomni.nn.block import Block
+from muomni.nn.block import Stack
 from muomni.nn.init import linear, table
-from muomni.nn.norm import RMSNorm
 from muomni.nn.rope import packed_positions, rotary_tables, segment_ids
 
 ROPE_THETA = 10_000.0
@@ -31,14 +30,10 @@ class VisionEncoder(nn.Module):
         self.patch = linear(3 * cfg.patch_size**2, cfg.d_model, bias=True)
         self.cls = table(1, cfg.d_model, std=0.5)
         self.position = table(cfg.n_patches, cfg.d_model, std=0.5)
-        self.blocks = nn.ModuleList(
-            Block(
-                cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_heads,
-                head_dim=cfg.d_model // cfg.n_heads, d_ff=cfg.d_ff, causal=False,
-            )
-            for _ in range(cfg.n_layers)
+        self.stack = Stack(
+            cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_heads,
+            head_dim=cfg.d_model // cfg.n_heads, d_ff=cfg.d_ff, causal=False,
         )  # fmt: skip
-        self.norm = RMSNorm(cfg.d_model)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: (n, 3, S, S) float, about [-1, 1]. Returns (n, n_image_tokens, d_model): CLS, then grid.
@@ -54,10 +49,8 @@ class VisionEncoder(nn.Module):
         x = torch.cat([self.cls.expand(n, 1, -1), x], dim=1)
         seq_len = x.shape[1]
         cu_seqlens = torch.arange(n + 1, device=x.device, dtype=torch.int32) * seq_len
-        x = x.reshape(n * seq_len, -1)
-        for block in self.blocks:
-            x = block(x, None, None, cu_seqlens, seq_len)
-        return self.norm(self._pool(x.view(n, seq_len, -1)))
+        states = self.stack(x.reshape(n * seq_len, -1), None, None, cu_seqlens, seq_len)
+        return self._pool(states.view(n, seq_len, -1))
 
     def _patches(self, images: torch.Tensor) -> torch.Tensor:
         side, patch = self.side, self.cfg.patch_size
@@ -83,14 +76,10 @@ class TextTower(nn.Module):
         super().__init__()
         self.head_dim = d_model // n_heads
         self.embedding = table(vocab_size, d_model, std=1.0)
-        self.blocks = nn.ModuleList(
-            Block(
-                d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads, head_dim=self.head_dim,
-                d_ff=d_ff, causal=False,
-            )
-            for _ in range(n_layers)
+        self.stack = Stack(
+            d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_heads, head_dim=self.head_dim, d_ff=d_ff,
+            causal=False,
         )  # fmt: skip
-        self.norm = RMSNorm(d_model)
         self.out = linear(d_model, embed_dim)
 
     def forward(self, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
@@ -98,13 +87,10 @@ class TextTower(nn.Module):
         x = F.embedding(ids, self.embedding)
         positions = packed_positions(cu_seqlens, len(ids))
         cos, sin = rotary_tables(positions, head_dim=self.head_dim, theta=ROPE_THETA)
-        for block in self.blocks:
-            x = block(x, cos, sin, cu_seqlens, max_seqlen)
+        states = self.stack(x, cos, sin, cu_seqlens, max_seqlen)
         n_docs = len(cu_seqlens) - 1
         # Rows after the last document fall into one more sum, which is dropped.
-        sums = x.new_zeros(n_docs + 1, x.shape[1]).index_add(
-            0, segment_ids(cu_seqlens, len(ids)), self.norm(x)
-        )
+        sums = x.new_zeros(n_docs + 1, x.shape[1]).index_add(0, segment_ids(cu_seqlens, len(ids)), states)
         lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).clamp(min=1).to(x.dtype)
         return self.out(sums[:n_docs] / lengths[:, None])
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from muomni_kernels import attention, attention_decode, rope
+from muomni_kernels import attention, attention_decode, qk_norm_rope
 from torch import nn
 
 from muomni.nn.cache import CacheLayer
 from muomni.nn.init import linear
-from muomni.nn.norm import RMSNorm
 
 
 class Attention(nn.Module):
@@ -28,20 +27,23 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim, self.causal = n_heads, n_kv_heads, head_dim, causal
         self.qkv = linear(d_model, (n_heads + 2 * n_kv_heads) * head_dim)
-        self.q_norm = RMSNorm(head_dim)
-        self.k_norm = RMSNorm(head_dim)
+        self.q_weight = nn.Parameter(torch.ones(head_dim))
+        self.k_weight = nn.Parameter(torch.ones(head_dim))
         self.out = linear(n_heads * head_dim, d_model, scale=out_scale)
 
     def _project(
         self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (T, D) -> q (T, H, hd), k and v (T, Hkv, hd), normalised and rotated."""
-        heads = self.qkv(x).view(x.shape[0], -1, self.head_dim)
-        q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if cos is not None and sin is not None:
-            q, k = rope(q, cos, sin), rope(k, cos, sin)
-        return q, k, v
+        """x (T, D) -> q (T, H, hd), k and v (T, Hkv, hd), q and k normalised and rotated."""
+        return qk_norm_rope(
+            self.qkv(x),
+            self.q_weight,
+            self.k_weight,
+            cos,
+            sin,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+        )
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block all parts are built from."""
+"""The pre-norm transformer block all parts are built from, and the stack of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.nn.attention import Attention
-from muomni.nn.cache import CacheLayer
-from muomni.nn.conv import PackedConv
+from muomni.nn.cache import CacheLayer, KVCache
+from muomni.nn.conv import PackedConv, same_document
 from muomni.nn.moe import FeedForward, MoE
 from muomni.nn.norm import RMSNorm
 
@@ -61,27 +61,39 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
+        residual: torch.Tensor,
+        branch: torch.Tensor | None,
         cos: torch.Tensor | None,
         sin: torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         same: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Packed rows x (T, d_model) -> (T, d_model). same: `conv.same_document`, for a convolution."""
-        x = x + self._drop(self.attention(self.attention_norm(x), cos, sin, cu_seqlens, max_seqlen))
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed rows: the residual stream (T, d_model) and the branch before, not yet added -> the same two.
+
+        same: `conv.same_document` of the batch, for a convolution. Raises ValueError when it is missing.
+        """
+        x, residual = self.attention_norm.add(residual, branch)
+        branch = self._drop(self.attention(x, cos, sin, cu_seqlens, max_seqlen))
         if self.conv is not None and self.conv_norm is not None:
             if same is None:
                 raise ValueError(
                     "same: this block has a convolution and needs conv.same_document of the batch."
                 )
-            x = x + self._drop(self.conv(self.conv_norm(x), same))
-        return x + self._drop(self.ff(self.ff_norm(x)))
+            x, residual = self.conv_norm.add(residual, branch)
+            branch = self._drop(self.conv(x, same))
+        x, residual = self.ff_norm.add(residual, branch)
+        return residual, self._drop(self.ff(x))
 
     def step(
-        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, cache: CacheLayer
-    ) -> torch.Tensor:
-        """New positions x (B, Tq, d_model) after those in the cache -> (B, Tq, d_model).
+        self,
+        residual: torch.Tensor,
+        branch: torch.Tensor | None,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+        cache: CacheLayer,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """New positions (B, Tq, d_model) after those in the cache; in and out as in `forward`.
 
         Raises ValueError for a block with a convolution: it sees the future and cannot stream.
         """
@@ -89,5 +101,71 @@ class Block(nn.Module):
             raise ValueError(
                 "step: a block with a convolution over later rows cannot be stepped; use forward."
             )
-        x = x + self._drop(self.attention.step(self.attention_norm(x), cos, sin, cache))
-        return x + self._drop(self.ff(self.ff_norm(x)))
+        x, residual = self.attention_norm.add(residual, branch)
+        branch = self._drop(self.attention.step(x, cos, sin, cache))
+        x, residual = self.ff_norm.add(residual, branch)
+        return residual, self._drop(self.ff(x))
+
+
+class Stack(nn.Module):
+    """Blocks and the norm behind them. Each addition to the residual stream is joined with the norm that follows."""
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        d_ff: int,
+        causal: bool,
+        dropout: float = 0.0,
+        conv_kernel: int = 0,
+        n_experts: int = 0,
+        n_active_experts: int = 2,
+    ) -> None:
+        """As `Block`."""
+        super().__init__()
+        self.conv_kernel = conv_kernel
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, d_ff=d_ff,
+                causal=causal, dropout=dropout, conv_kernel=conv_kernel, n_experts=n_experts,
+                n_active_experts=n_active_experts,
+            )
+            for _ in range(n_layers)
+        )  # fmt: skip
+        self.norm = RMSNorm(d_model)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor | None,
+        sin: torch.Tensor | None,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> torch.Tensor:
+        """Packed rows x (T, d_model) -> normalised states (T, d_model); arguments as `Attention.forward`."""
+        same = same_document(cu_seqlens, len(x), kernel=self.conv_kernel) if self.conv_kernel else None
+        branch = None
+        for block in self.blocks:
+            x, branch = block(x, branch, cos, sin, cu_seqlens, max_seqlen, same)
+        return self.norm.add(x, branch)[0]
+
+    def step(
+        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, cache: KVCache
+    ) -> torch.Tensor:
+        """New positions x (B, Tq, d_model) behind those in the cache, which grows by Tq -> states (B, Tq, d_model).
+
+        cos, sin: (B * Tq, head_dim / 2) or None. Raises ValueError when the cache is full, or a block has a
+        convolution.
+        """
+        n_new = x.shape[1]
+        cache.reserve(n_new)
+        branch = None
+        for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x, branch = block.step(x, branch, cos, sin, cache.layer(i))
+        cache.advance(n_new)
+        return self.norm.add(x, branch)[0]

@@ -1,9 +1,9 @@
-"""RMSNorm over the last axis."""
+"""RMSNorm over the last axis, alone or joined with the residual addition before it."""
 
 from __future__ import annotations
 
 import torch
-from muomni_kernels import rms_norm
+from muomni_kernels import add_rms_norm, rms_norm
 from torch import nn
 
 
@@ -19,3 +19,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., d_model) -> the same shape and dtype."""
         return rms_norm(x, self.weight, eps=self.eps)
+
+    def add(self, residual: torch.Tensor, branch: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a branch's output, if any, to the residual stream (..., d_model): its norm, and the new stream."""
+        if branch is None:
+            return self(residual), residual
+        return add_rms_norm(branch, residual, self.weight, eps=self.eps)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from muomni.nn.attention import Attention
-from muomni.nn.block import Block
+from muomni.nn.block import Block, Stack
 from muomni.nn.cache import KVCache
+from muomni.nn.conv import same_document
 from muomni.nn.moe import FeedForward, MoE
 from muomni.nn.rope import rotary_tables
 
@@ -45,15 +46,14 @@ def test_attention_matches_the_formula_in_fp64() -> None:
     assert torch.allclose(y.double(), _softmax_attention(layer, x, positions), atol=1e-5)
 
 
-def _step_all(block: Block, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    cache = KVCache(1, x.shape[0], x.shape[1], 2, 8)
+def _step_all(stack: Stack, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    cache = KVCache(2, x.shape[0], x.shape[1], 2, 8)
     parts = []
     for part in x.split(sizes, dim=1):
-        start, n = cache.longest, part.shape[1]
-        positions = torch.arange(start, start + n).repeat(x.shape[0])
+        start = cache.longest
+        positions = torch.arange(start, start + part.shape[1]).repeat(x.shape[0])
         cos, sin = rotary_tables(positions, head_dim=8, theta=1e4)
-        parts.append(block.step(part, cos, sin, cache.layer(0)))
-        cache.advance(n)
+        parts.append(stack.step(part, cos, sin, cache))
     return torch.cat(parts, dim=1)
 
 
@@ -61,14 +61,14 @@ def _step_all(block: Block, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def test_steps_of_any_size_equal_the_packed_forward(n_experts: int) -> None:
     torch.manual_seed(0)
-    block = Block(
+    stack = Stack(
         16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True, n_experts=n_experts
     )
     x = torch.randn(2, 10, 16)
     cos, sin = rotary_tables(torch.arange(10).repeat(2), head_dim=8, theta=1e4)
-    full = block(x.view(20, 16), cos, sin, torch.tensor([0, 10, 20], dtype=torch.int32), 10).view(2, 10, 16)
+    full = stack(x.view(20, 16), cos, sin, torch.tensor([0, 10, 20], dtype=torch.int32), 10).view(2, 10, 16)
     for sizes in ([10], [1] * 10, [4, 1, 5]):
-        assert torch.allclose(_step_all(block, x, sizes), full, atol=1e-5)
+        assert torch.allclose(_step_all(stack, x, sizes), full, atol=1e-5)
 
 
 @torch.no_grad()
@@ -134,9 +134,35 @@ def test_balance_loss_of_a_collapsed_router_is_near_its_largest_value() -> None:
 
 def test_dropout_only_in_train_mode() -> None:
     torch.manual_seed(0)
-    block = Block(16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, dropout=0.5)
+    stack = Stack(16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, dropout=0.5)
     x, cu = torch.randn(6, 16), torch.tensor([0, 6], dtype=torch.int32)
-    block.train()
-    assert not torch.equal(block(x, None, None, cu, 6), block(x, None, None, cu, 6))
-    block.eval()
-    assert torch.equal(block(x, None, None, cu, 6), block(x, None, None, cu, 6))
+    stack.train()
+    assert not torch.equal(stack(x, None, None, cu, 6), stack(x, None, None, cu, 6))
+    stack.eval()
+    assert torch.equal(stack(x, None, None, cu, 6), stack(x, None, None, cu, 6))
+
+
+@pytest.mark.parametrize("conv_kernel", [0, 3])
+@torch.no_grad()
+def test_a_stack_adds_every_branch_to_the_residual_stream(conv_kernel: int) -> None:
+    torch.manual_seed(0)
+    stack = Stack(
+        16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, conv_kernel=conv_kernel
+    )
+    for parameter in stack.parameters():
+        parameter.mul_(1.0 + 0.3 * torch.randn_like(parameter))
+    x, cu = torch.randn(6, 16), torch.tensor([0, 4, 6], dtype=torch.int32)
+    found = stack(x, None, None, cu, 4)
+    for block in stack.blocks:
+        assert isinstance(block, Block)
+        x = x + block.attention(block.attention_norm(x), None, None, cu, 4)
+        if block.conv is not None and block.conv_norm is not None:
+            x = x + block.conv(block.conv_norm(x), same_document(cu, 6, kernel=conv_kernel))
+        x = x + block.ff(block.ff_norm(x))
+    torch.testing.assert_close(found, stack.norm(x))
+
+
+def test_a_block_that_sees_the_future_cannot_be_stepped() -> None:
+    stack = Stack(16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, conv_kernel=3)
+    with pytest.raises(ValueError, match="cannot be stepped"):
+        stack.step(torch.zeros(1, 1, 16), None, None, KVCache(1, 1, 4, 2, 8))
