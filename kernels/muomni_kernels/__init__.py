@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from muomni_kernels.attend import attention, attention_decode
     from muomni_kernels.doctor import choice_rows, doctor_rows
+    from muomni_kernels.head import linear_cross_entropy
     from muomni_kernels.mel import log_mel, mel_downsample
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
@@ -22,6 +23,7 @@ _LAZY: dict[str, str] = {
     "swiglu": "muomni_kernels.ops",
     "attention": "muomni_kernels.attend",
     "attention_decode": "muomni_kernels.attend",
+    "linear_cross_entropy": "muomni_kernels.head",
     "log_mel": "muomni_kernels.mel",
     "mel_downsample": "muomni_kernels.mel",
     "mel_filterbank": "muomni_kernels.mel_reference",
@@ -37,6 +39,7 @@ __all__ = [
     "attention_decode",
     "choice_rows",
     "doctor_rows",
+    "linear_cross_entropy",
     "log_mel",
     "mel_downsample",
     "mel_filterbank",

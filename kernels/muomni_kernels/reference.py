@@ -102,3 +102,33 @@ def attention_decode(
     # A cache row past the length may hold anything, NaN included: weight 0 must give 0.
     values = values.masked_fill(~seen.any(2).unsqueeze(-1), 0.0)
     return (weights @ values).transpose(1, 2).to(q.dtype)
+
+
+def linear_cross_entropy(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    bias: torch.Tensor | None,
+    options: tuple[int, float, float, float],
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """lse - (1 - e) z_y - e mean(z) + z_loss lse^2 of all logits at once; (N, K, D), (K, V, D), (N, K), (K, V).
+
+    Returns the sum over N and the count, (K,); or with reduction "none" each loss and whether z_y is the largest.
+    """
+    ignore_index, label_smoothing, z_loss, softcap = options
+    z = _wide(torch.bmm(x.transpose(0, 1), weight.to(x.dtype).transpose(1, 2)))
+    if bias is not None:
+        z = z + _wide(bias)[:, None]
+    if softcap:
+        z = softcap * torch.tanh(z / softcap)
+    counts, known = labels != ignore_index, (labels >= 0) & (labels < weight.shape[1])
+    z_y = z.gather(2, torch.where(known, labels, 0).t().unsqueeze(2)).squeeze(2).t()
+    lse = z.logsumexp(2).t()
+    losses = lse - z_y + z_loss * lse.square()
+    if label_smoothing:
+        losses = losses + label_smoothing * (z_y - z.mean(2).t())
+    losses = torch.where(counts, losses * torch.where(known | ~counts, 1.0, float("nan")), 0.0)
+    if reduction == "none":
+        return losses.detach(), counts & (z.argmax(2).t() == labels)
+    return losses.sum(0), counts.sum(0)

@@ -1,0 +1,150 @@
+"""The chunk loop of linear_cross_entropy: head and loss of some tokens at a time, gradients along the way.
+
+A chunk's logits are one product; a row pass turns them into losses and, in the same buffer, into their gradient;
+two more products take that to dx and, summed over the chunks in fp32, to dW. No buffer holds more logits than a
+chunk's. The row pass is Triton's or, in plain PyTorch, the one here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+CPU_LOGITS = 1 << 20
+"""Logits of a chunk on a CPU: 4 MiB in fp32. Measured: flat from half to four times this."""
+GPU_BYTES = 32 << 20
+"""Bytes of a chunk's logits elsewhere: they stay in the L2 of most cards (36 to 50 MB), not in a small one's.
+512 tokens at a vocabulary of 32,768 in bf16. Not yet tuned on a GPU."""
+MIN_TOKENS, MAX_TOKENS = 512, 4096
+"""Bounds of a chunk elsewhere: fewer tokens starve the products, more gain nothing."""
+
+
+def chunk_tokens(x: torch.Tensor, vocab_size: int) -> int:
+    """Tokens of a chunk for x (N, K, D): chunks of about one size, at least 1."""
+    n, n_heads, _ = x.shape
+    if x.device.type == "cpu":
+        most, step = max(16, CPU_LOGITS // (n_heads * vocab_size)), 1
+    else:
+        fitting = GPU_BYTES // (n_heads * vocab_size * x.element_size())
+        most, step = max(MIN_TOKENS, min(MAX_TOKENS, fitting)), 128
+    n_chunks = max(1, -(-n // most))
+    return max(1, -(-n // (n_chunks * step)) * step)
+
+
+def cross_entropy_rows(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    losses: torch.Tensor,
+    top: torch.Tensor | None,
+    *,
+    first: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    gradient: bool,
+) -> None:
+    """The row pass in plain PyTorch: see triton_cross_entropy.cross_entropy_rows; losses may be fp64."""
+    vocab_size = logits.shape[2]
+    chosen = slice(first, first + logits.shape[1])
+    y = labels[:, chosen]
+    # Half logits are widened; fp32 and fp64 ones are ours to overwrite.
+    z = logits.to(losses.dtype)
+    if bias is not None:
+        z += bias[:, None]
+    if softcap:
+        z.div_(softcap).tanh_().mul_(softcap)
+    counts, known = y != ignore_index, (y >= 0) & (y < vocab_size)
+    sound = torch.where(known | ~counts, 1.0, float("nan")).to(z.dtype)
+    place = torch.where(known, y, 0).unsqueeze(2)
+    z_y = z.gather(2, place).squeeze(2)
+    if top is not None:
+        top[:, chosen] = counts & (z.argmax(2) == y)
+    slope = 1 - (z / softcap).square() if gradient and softcap else None
+    mean = z.mean(2) if label_smoothing else z_y
+    largest = z.amax(2)
+    z.sub_(largest.unsqueeze(2)).exp_()
+    total = z.sum(2)
+    lse = largest + total.log()
+    loss = lse - z_y + label_smoothing * (z_y - mean) + z_loss * lse.square()
+    losses[:, chosen] = torch.where(counts, loss * sound, 0.0)
+    if not gradient:
+        return
+    weight = torch.where(counts, sound, 0.0)
+    z.mul_((weight * (1 + 2 * z_loss * lse) / total).unsqueeze(2))
+    z.scatter_add_(2, place, (weight * (label_smoothing - 1)).unsqueeze(2))
+    if label_smoothing:
+        z.sub_((weight * (label_smoothing / vocab_size)).unsqueeze(2))
+    if slope is not None:
+        z.mul_(slope)
+    if z is not logits:
+        logits.copy_(z)
+
+
+def _add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """total + a b in at least fp32; total is ours and changed, None for zero. a, b: (K, M, C), (K, C, N)."""
+    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
+        if total is None:
+            return torch.bmm(a, b, out_dtype=torch.float32)
+        return torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total)
+    if a.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)
+
+
+def forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    *,
+    triton: bool,
+    want_top: bool,
+    want: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses (K, N) and top (K, N) bool; dx like x, dw (K, V, D) and db (K, V), both at least fp32.
+
+    x (N, K, D), weight (K, V, D), bias (K, V), labels (N, K) as linear_cross_entropy takes them. `want` names
+    the gradients of x, weight and bias that are needed, for a gradient of 1 of every head's summed loss; what
+    is not wanted is empty.
+    """
+    if triton:
+        from muomni_kernels.triton_cross_entropy import cross_entropy_rows as row_pass
+    else:
+        row_pass = cross_entropy_rows
+    (n, n_heads, width), vocab_size = x.shape, weight.shape[1]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight, labels = weight.to(x.dtype), labels.t().contiguous()
+    bias = None if bias is None else bias.contiguous()
+    losses = x.new_empty(n_heads, n, dtype=wide)
+    top = x.new_empty((n_heads, n) if want_top else (0,), dtype=torch.bool)
+    want_x, want_w, want_b = want
+    dx = x.new_empty(x.shape if want_x else (0,))
+    dw: torch.Tensor | None = None
+    db: torch.Tensor | None = None
+    size = chunk_tokens(x, vocab_size)
+    for first in range(0, n, size):
+        last = min(first + size, n)
+        some = x[first:last].transpose(0, 1)
+        logits = torch.bmm(some, weight.transpose(1, 2))
+        row_pass(
+            logits, bias, labels, losses, top if want_top else None,
+            first=first, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+            softcap=softcap, gradient=want_x or want_w or want_b,
+        )  # fmt: skip
+        if want_x:
+            torch.bmm(logits, weight, out=dx[first:last].transpose(0, 1))
+        if want_w:
+            dw = _add_product(dw, logits.transpose(1, 2), some)
+        if want_b:
+            column = logits.sum(1, dtype=wide)
+            db = column if db is None else db.add_(column)
+    if dw is None:
+        dw = x.new_zeros((n_heads, vocab_size, width) if want_w else (0,), dtype=wide)
+    if db is None:
+        db = x.new_zeros((n_heads, vocab_size) if want_b else (0,), dtype=wide)
+    return losses, top, dx, dw, db
