@@ -23,6 +23,10 @@ from muomni_kernels.triton_support import ceil_div, launch, n_programs, next_pow
 
 WARPS = 2
 """Warps of a program; each lane then loads 16 bytes of bf16 from a half head."""
+FORWARD_REGISTERS = 96
+"""Most registers of a thread: left alone, ptxas spills 8 bytes to fit one more block on a multiprocessor."""
+PARTIALS = 16
+"""Programs of the backward per multiprocessor: even one tile each makes the partial dw 1 % of the bytes."""
 
 
 @triton.jit
@@ -133,21 +137,21 @@ def qk_norm_rope_backward_kernel(
         at = tokens[:, None] * ((HEADS + 2 * KV_HEADS) * D) + cols[None, :]
         q_at = tokens[:, None] * (HEADS * D) + cols[None, :]
         k_at = tokens[:, None] * (KV_HEADS * D) + cols[None, :]
-        for head in tl.range(0, HEADS, loop_unroll_factor=2):
+        for head in range(HEADS):
             da, db = _halves(dq_ptr, q_at + head * D, inside, HALF)
             a, b = _halves(qkv_ptr, at + head * D, inside, HALF)
             da, db, dw_a, dw_b = _backward_head(da, db, a, b, qw_a, qw_b, c, s, HALF, EPS, ROPE)
             dw_qa += dw_a
             dw_qb += dw_b
             _store_halves(dqkv_ptr, at + head * D, da, db, inside, HALF)
-        for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+        for head in range(KV_HEADS):
             da, db = _halves(dk_ptr, k_at + head * D, inside, HALF)
             a, b = _halves(qkv_ptr, at + (HEADS + head) * D, inside, HALF)
             da, db, dw_a, dw_b = _backward_head(da, db, a, b, kw_a, kw_b, c, s, HALF, EPS, ROPE)
             dw_ka += dw_a
             dw_kb += dw_b
             _store_halves(dqkv_ptr, at + (HEADS + head) * D, da, db, inside, HALF)
-        for head in tl.range(0, KV_HEADS, loop_unroll_factor=2):
+        for head in range(KV_HEADS):
             da, db = _halves(dv_ptr, k_at + head * D, inside, HALF)
             _store_halves(dqkv_ptr, at + (HEADS + KV_HEADS + head) * D, da, db, inside, HALF)
     left = partial_ptr + tl.program_id(0).to(tl.int64) * (2 * D) + cols
@@ -185,7 +189,8 @@ def forward(
         angles = (q_weight, q_weight) if cos is None or sin is None else (cos.contiguous(), sin.contiguous())
         launch(
             qk_norm_rope_forward_kernel, (ceil_div(n_tokens, constants["TOKENS"]),),
-            qkv.contiguous(), q_weight.contiguous(), k_weight.contiguous(), *angles, q, k, v, n_tokens, **constants,
+            qkv.contiguous(), q_weight.contiguous(), k_weight.contiguous(), *angles, q, k, v, n_tokens,
+            **constants, maxnreg=FORWARD_REGISTERS,
         )  # fmt: skip
     return q, k, v
 
@@ -207,12 +212,13 @@ def backward(
     if not n_tokens:
         return dqkv, torch.zeros(2, head_dim, dtype=torch.float32, device=qkv.device)
     constants = _constants(head_dim, n_heads, dk.shape[1], eps, rope=cos is not None)
-    programs = n_programs(qkv, ceil_div(n_tokens, constants["TOKENS"]), per_multiprocessor=6)
+    programs = n_programs(qkv, ceil_div(n_tokens, constants["TOKENS"]), per_multiprocessor=PARTIALS)
     partial = torch.empty(programs, 2, head_dim, dtype=torch.float32, device=qkv.device)
     angles = (q_weight, q_weight) if cos is None or sin is None else (cos.contiguous(), sin.contiguous())
     launch(
         qk_norm_rope_backward_kernel, (programs,),
         dq.contiguous(), dk.contiguous(), dv.contiguous(), qkv.contiguous(), q_weight.contiguous(),
-        k_weight.contiguous(), *angles, dqkv, partial, n_tokens, **constants,
+        k_weight.contiguous(), *angles, dqkv, partial, n_tokens,
+        **constants,
     )  # fmt: skip
     return dqkv, partial.sum(0)

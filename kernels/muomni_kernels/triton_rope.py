@@ -45,7 +45,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bo
     flat = x.contiguous().view(-1, d)
     y = torch.empty_like(flat)
     if len(flat):
-        rows = rows_per_tile(d)
+        rows = rows_per_tile(half)
         launch(
             rope_kernel,
             (ceil_div(len(flat), rows),),

@@ -59,8 +59,12 @@ def reason_against(x: torch.Tensor, *others: torch.Tensor | None) -> str | None:
 
 
 def rows_per_tile(width: int) -> int:
-    """Rows of a [rows, width] tile for four warps (anchors: 16 rows at 128, 8 at 256, 4 at 512)."""
-    return max(1, min(16, 2048 // next_power_of_two(width)))
+    """Rows of a [rows, width] tile for four warps: 16 at 128, 8 at 256, 4 at 512.
+
+    Below 128 as many as give every lane 8 elements, one 16-byte access of bf16.
+    """
+    padded = next_power_of_two(width)
+    return max(1, min(max(16, 1024 // padded), 2048 // padded))
 
 
 def ceil_div(n: int, size: int) -> int:
@@ -74,9 +78,9 @@ def next_power_of_two(n: int) -> int:
 
 
 def n_programs(x: torch.Tensor, tiles: int, *, per_multiprocessor: int = 4) -> int:
-    """Programs of a persistent kernel: as many as stay resident, never more than there are tiles."""
+    """Programs of a persistent kernel: at most so many per multiprocessor, all with about equally many tiles."""
     multiprocessors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    return max(1, min(tiles, per_multiprocessor * multiprocessors))
+    return ceil_div(tiles, ceil_div(tiles, per_multiprocessor * multiprocessors))
 
 
 def launch(

@@ -1,0 +1,103 @@
+"""Every Triton launch the models can make, recorded from the ops' own launch code on meta tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from muomni import recipes
+from muomni.config import SIZES, ModelConfig
+from muomni.models.omni import OmniModel
+from muomni.models.vision import ContrastModel
+from muomni.nn.attention import Attention
+from muomni.nn.moe import FeedForward
+from muomni.nn.norm import RMSNorm
+from muomni_kernels import rowwise, triton_support
+
+ROWS = 4_099
+"""Rows of the recorded calls: odd, so that nothing is specialised on a count that is a multiple of 16."""
+DTYPE = torch.bfloat16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variant:
+    """One kernel with one set of compile-time values and dtypes."""
+
+    name: str
+    """Kernel, then what sets this variant apart."""
+    launch: triton_support.Launch
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel function."""
+        return self.launch.kernel.fn.__name__
+
+    @property
+    def n_warps(self) -> int:
+        """Warps of a block."""
+        return self.launch.constants.get("num_warps", triton_support.OPTIONS["num_warps"])
+
+
+def empty(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
+    """A meta tensor."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _norm(width: int) -> None:
+    x, w, rstd = empty(ROWS, width), empty(width), empty(ROWS, dtype=torch.float32)
+    for residual in (None, x):
+        rowwise.rms_norm_forward(x, residual, w, 1e-6)
+        rowwise.rms_norm_backward(x, residual, x, w, rstd)
+
+
+def _attention(m: Attention, *, rotate: bool) -> None:
+    d, heads, kv_heads = m.head_dim, m.n_heads, m.n_kv_heads
+    qkv, w = empty(ROWS, (heads + 2 * kv_heads) * d), empty(d)
+    angles = empty(ROWS, d // 2, dtype=torch.float32) if rotate else None
+    rowwise.qk_norm_rope_forward(qkv, w, w, angles, angles, heads, kv_heads, 1e-6)
+    dq, dk = empty(ROWS, heads, d), empty(ROWS, kv_heads, d)
+    rowwise.qk_norm_rope_backward(dq, dk, dk, qkv, w, w, angles, angles, 1e-6)
+    if rotate:
+        for inverse in (False, True):
+            rowwise.rope_rotate(dq, angles, angles, inverse)
+
+
+def _swiglu(d_ff: int) -> None:
+    rowwise.swiglu_forward(empty(ROWS, 2 * d_ff))
+    rowwise.swiglu_backward(empty(ROWS, d_ff), empty(ROWS, 2 * d_ff))
+
+
+def models(config: ModelConfig) -> Iterator[torch.nn.Module]:
+    """Every model that is trained at one size, without memory."""
+    with torch.device("meta"):
+        yield OmniModel(config)
+        yield ContrastModel(config.vision, vocab_size=config.thinker.vocab_size)
+
+
+def _record(config: ModelConfig) -> None:
+    for model in models(config):
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                _norm(len(module.weight))
+            elif isinstance(module, FeedForward):
+                _swiglu(module.down.in_features)
+            elif isinstance(module, Attention):
+                for rotate in (True, False):
+                    _attention(module, rotate=rotate)
+
+
+def _describe(launch: triton_support.Launch) -> str:
+    kernel = launch.kernel.fn.__name__
+    shown = {k: v for k, v in launch.constants.items() if k not in ("num_warps", "maxnreg", "EPS")}
+    dtypes = {str(a.dtype).removeprefix("torch.") for a in launch.arguments if isinstance(a, torch.Tensor)}
+    return f"{kernel} {' '.join(f'{k}={v}' for k, v in shown.items())}, {'/'.join(sorted(dtypes))}"
+
+
+def model_variants() -> list[Variant]:
+    """The distinct variants of all sizes, sorted by name."""
+    with triton_support.record_launches() as launches:
+        for size in SIZES:
+            _record(recipes.model(size))
+    found = {_describe(launch): launch for launch in launches}
+    return [Variant(name, found[name]) for name in sorted(found)]
