@@ -1,0 +1,193 @@
+"""Times the kernels: `python -m benchmarks.kernels --ops rms_norm,swiglu --out rows.jsonl`.
+
+One case of every op in turn, the important shapes first, until the time is up; what did not fit is listed as not run.
+Rows are appended as they come, so that a crash loses one case: started again with the same file, it goes on behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness, provenance
+from benchmarks.case import Case
+from benchmarks.measure import FAILURES, Row, first_line, host_times, measure, row, sound
+
+OPS = (
+    "rms_norm",
+    "add_rms_norm",
+    "qk_norm_rope",
+    "swiglu",
+    "linear_cross_entropy",
+    "attention",
+    "vq_nearest",
+    "rope",
+    "mel_downsample",
+    "attention_decode",
+)
+"""Each in bench_<op>.py, the heaviest of a training step first."""
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Log:
+    """The rows of a run: read at the start, appended as they come."""
+
+    def __init__(self, path: Path, common: dict[str, str]) -> None:
+        """common: columns every row gets."""
+        self.path, self.common = path, common
+        self.seen = set()
+        open_cases: dict[str, Row] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                if "started" in entry:
+                    self.seen.add(entry["started"])
+                    open_cases[entry["started"]] = entry["row"]
+                elif "finished" in entry:
+                    open_cases.pop(entry["finished"], None)
+        for name, entry in open_cases.items():
+            self.add({**entry, "status": "crashed: the process died in this case"})
+            self._write({"finished": name})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def add(self, entry: Row) -> None:
+        """Append a row."""
+        self._write({**entry, **self.common})
+
+    def start(self, case: Case) -> None:
+        """A case begins."""
+        self.seen.add(case.name)
+        self._write({"started": case.name, "row": row(case, "all", "all", "crashed")})
+
+    def finish(self, case: Case) -> None:
+        """A case ended, whatever came of it."""
+        self._write({"finished": case.name})
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a log, without its marks; none when there is no file."""
+    if not path.exists():
+        return []
+    entries = (json.loads(line) for line in path.read_text().splitlines())
+    return [entry for entry in entries if "started" not in entry and "finished" not in entry]
+
+
+def all_cases(
+    ops: tuple[str, ...], device: torch.device, dtype: torch.dtype, *, smoke: bool, model_only: bool
+) -> Iterator[Case]:
+    """The first case of every op, then the second of every op, and so on."""
+    open_ops: list[Iterator[Case]] = []
+    for op in ops:
+        module = import_module(f"benchmarks.bench_{op}")
+        open_ops.append(iter(module.cases(device, dtype, smoke=smoke)))
+    while open_ops:
+        for cases in list(open_ops):
+            case = next(cases, None)
+            if case is None:
+                open_ops.remove(cases)
+            elif case.model or not model_only:
+                yield case
+
+
+def wanted(case: Case, *, quick: bool) -> set[str] | None:
+    """Autotuned compilation costs most of the time: it runs only on the model's shapes, and not in a quick run."""
+    if quick or not case.model:
+        return set(case.contenders) - {"compile-max-autotune"}
+    return None
+
+
+def compile_all(arguments: argparse.Namespace, cases: Iterator[Case], deadline: float) -> None:
+    """Fill the compilers' caches on disk, without timing anything."""
+    for case in cases:
+        if time.monotonic() > deadline:
+            return
+        torch.compiler.reset()
+        sound(case, wanted(case, quick=arguments.quick))
+        _free()
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, deadline: float) -> None:
+    """Measure case after case until the deadline; list the rest."""
+    host: dict[str, dict[str, dict[str, float]]] = {}
+    device = torch.device(arguments.device)
+    limits = {"rounds": 15, "seconds": 0.15} if arguments.quick else {"rounds": 40, "seconds": 0.4}
+    for case in cases:
+        if case.name in log.seen:
+            continue
+        if time.monotonic() > deadline:
+            log.add(row(case, "all", "all", "not run: out of time"))
+            continue
+        log.start(case)
+        began = time.monotonic()
+        torch.compiler.reset()
+        try:
+            if case.op not in host:
+                tiny = import_module(f"benchmarks.bench_{case.op}").tiny(device, case.dtype)
+                host[case.op] = host_times(tiny, wanted(case, quick=True))
+                torch.compiler.reset()
+            chosen = wanted(case, quick=arguments.quick)
+            for entry in measure(case, wanted=chosen, host=host[case.op], **limits):
+                log.add(entry)
+        except FAILURES as error:
+            log.add(row(case, "all", "all", f"failed: {first_line(error)}"))
+        log.finish(case)
+        _free()
+        print(f"{case.name}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def main(argv: list[str] | None = None, *, ops: tuple[str, ...] = OPS) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.add_argument("--ops", default=",".join(ops), help="comma-separated")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--dtype", default=None, choices=DTYPES, help="bf16, and fp32 on a CPU")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="rows, appended (default: benchmark-rows.jsonl)"
+    )
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop starting cases after this long")
+    parser.add_argument("--quick", action="store_true", help="the model's shapes, fewer rounds")
+    parser.add_argument("--compile-only", action="store_true", help="fill the compilers' caches")
+    parser.add_argument("--command", default=None, help="recorded instead of this command")
+    arguments = parser.parse_args(argv)
+    names = tuple(arguments.ops.split(","))
+    unknown = sorted(set(names) - set(OPS))
+    if unknown:
+        parser.error(f"--ops: {', '.join(unknown)} unknown; there are {', '.join(OPS)}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("needs a CUDA device; --device cpu runs a smoke test")
+        return 2
+    deadline = time.monotonic() + arguments.seconds
+    device, smoke = torch.device(arguments.device), arguments.device == "cpu"
+    if smoke:
+        print(harness.SMOKE)
+    dtype = DTYPES[arguments.dtype or ("fp32" if smoke else "bf16")]
+    cases = all_cases(names, device, dtype, smoke=smoke, model_only=arguments.quick)
+    if arguments.compile_only:
+        compile_all(arguments, cases, deadline)
+        return 0
+    out = arguments.out or Path("benchmark-rows.jsonl")
+    time_all(arguments, cases, Log(out, provenance.describe(arguments.device, arguments.command)), deadline)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
