@@ -14,6 +14,9 @@ import triton.language as tl
 
 from muomni_kernels.triton_support import ceil_div, launch, n_programs, next_power_of_two, rows_per_tile
 
+BACKWARD_REGISTERS = 128
+"""Most registers of a thread: four blocks of four warps still fit; left alone, ptxas may spill to fit a fifth."""
+
 
 @triton.jit
 def rms_norm_forward_kernel(
@@ -108,5 +111,6 @@ def backward(
         rms_norm_backward_kernel, (programs,),
         flat_dy, added, flat, weight.contiguous(), rstd, ds, partial, n_rows,
         N=n, ADD=d_residual is not None, ROWS=rows, BLOCK=next_power_of_two(n), num_stages=3,
+        maxnreg=BACKWARD_REGISTERS,
     )  # fmt: skip
     return ds.view(s.shape), partial.sum(0).to(weight.dtype)
