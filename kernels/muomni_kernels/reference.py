@@ -67,8 +67,9 @@ def attention(
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
     causal: bool,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v inside each document; zeros past the last document."""
+    """softmax(q k^T / sqrt(D)) v inside each document, over |i - j| < window; zeros past the last document."""
     n_groups = q.shape[1] // k.shape[1]
     pieces: list[torch.Tensor] = []
     bounds = cu_seqlens.tolist()
@@ -78,18 +79,26 @@ def attention(
         qd, kd, vd = (_wide(t[start:stop]).transpose(0, 1) for t in (q, k, v))
         kd, vd = kd.repeat_interleave(n_groups, dim=0), vd.repeat_interleave(n_groups, dim=0)
         scores = qd @ kd.transpose(1, 2) * q.shape[-1] ** -0.5
+        before = torch.arange(stop - start, device=q.device)[:, None] - torch.arange(
+            stop - start, device=q.device
+        )
         if causal:
-            hidden = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(hidden, float("-inf"))
+            scores = scores.masked_fill(before < 0, float("-inf"))
+        if window is not None:
+            scores = scores.masked_fill(before.abs() >= window, float("-inf"))
         pieces.append((scores.softmax(-1) @ vd).transpose(0, 1).to(q.dtype))
     pieces.append(q.new_zeros(q.shape[0] - bounds[-1], *q.shape[1:]))
     return torch.cat(pieces)
 
 
 def attention_decode(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, lengths: torch.Tensor
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    lengths: torch.Tensor,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v where query i of Tq sees the keys before lengths - Tq + 1 + i."""
+    """softmax(q k^T / sqrt(D)) v where query i of Tq sees the last `window` keys before lengths - Tq + 1 + i."""
     n_groups, n_queries = q.shape[2] // k_cache.shape[2], q.shape[1]
     keys = _wide(k_cache).repeat_interleave(n_groups, dim=2).permute(0, 2, 3, 1)
     values = _wide(v_cache).repeat_interleave(n_groups, dim=2).transpose(1, 2)
@@ -97,7 +106,8 @@ def attention_decode(
     limit = (
         lengths.view(-1, 1, 1, 1) - n_queries + 1 + torch.arange(n_queries, device=q.device).view(1, 1, -1, 1)
     )
-    seen = torch.arange(k_cache.shape[1], device=q.device) < limit
+    key = torch.arange(k_cache.shape[1], device=q.device)
+    seen = key < limit if window is None else (key < limit) & (key >= limit - window)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
     # A cache row past the length may hold anything, NaN included: weight 0 must give 0.
     values = values.masked_fill(~seen.any(2).unsqueeze(-1), 0.0)

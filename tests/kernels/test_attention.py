@@ -1,8 +1,14 @@
-"""Attention: every backend against the explicit softmax in fp64, isolation of documents, decoding."""
+"""Attention: every backend against the explicit softmax in fp64, isolation of documents, windows, decoding.
+
+FlashAttention cannot run on a CPU: what is passed to it, and what is made of its results, is tested with a stand-in.
+"""
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from muomni_kernels import attend, attention, attention_decode, reference, use_backend
+from muomni_kernels import attend_flash, attention, attention_decode, reference, use_backend
 
 LENGTHS = {
     "mixed": [5, 1, 130, 17, 64],
@@ -23,24 +29,74 @@ def rows(lengths: list[int], *, heads: int = 4, kv_heads: int = 2, tail: int = 0
     return q, k, v, torch.cat((cu, cu[-1:].repeat(pad)))
 
 
+def outputs_and_gradients(leaves: list[torch.Tensor], out: torch.Tensor) -> list[torch.Tensor]:
+    dy = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return [out, *torch.autograd.grad(out, leaves, dy.to(out.dtype))]
+
+
+@pytest.mark.parametrize("window", [None, 1, 20])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", LENGTHS)
 @pytest.mark.parametrize("backend", ["chunked", "sdpa_mask"])
-def test_forward_and_gradients_match_the_explicit_softmax(backend: str, name: str, causal: bool) -> None:
+def test_forward_and_gradients_match_the_explicit_softmax(
+    backend: str, name: str, causal: bool, window: int | None
+) -> None:
     q, k, v, cu = rows(LENGTHS[name], tail=3, pad=2)
-    wide = [t.detach().double().requires_grad_() for t in (q, k, v)]
-    expected = reference.attention(*wide, cu, 200, causal)
+    leaves = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    expected = outputs_and_gradients(leaves, reference.attention(*leaves, cu, 200, causal, window))
     with use_backend("attention", backend):
-        found = attention(q, k, v, cu_seqlens=cu, max_seqlen=200, causal=causal)
-    assert found[sum(LENGTHS[name]) :].eq(0).all(), "rows of no document give zeros"
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-    dy = torch.randn(found.shape, generator=torch.Generator().manual_seed(9))
-    for a, b in zip(
-        torch.autograd.grad(found, (q, k, v), dy),
-        torch.autograd.grad(expected, wide, dy.double()),
-        strict=True,
-    ):
+        out = attention(*leaves, cu_seqlens=cu, max_seqlen=200, causal=causal, window=window)
+        narrow = attention(q, k, v, cu_seqlens=cu, max_seqlen=200, causal=causal, window=window)
+    assert out[sum(LENGTHS[name]) :].eq(0).all(), "rows of no document give zeros"
+    for a, b in zip(outputs_and_gradients(leaves, out), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    for a, b in zip(outputs_and_gradients([q, k, v], narrow), expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_of_the_reference_are_those_of_finite_differences(causal: bool, window: int | None) -> None:
+    q, k, v, cu = rows([3, 5], tail=1)
+    leaves = [t.detach().double()[:, :, :4].clone().requires_grad_() for t in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *t: reference.attention(*t, cu, 5, causal, window), leaves)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_shows_a_row_its_neighbours_up_to_its_width_less_one(causal: bool) -> None:
+    # Keys are equal, so every visible row weighs the same: values of powers of two spell out which are seen.
+    v = (2.0 ** torch.arange(8, dtype=torch.float64)).view(8, 1, 1)
+    same, cu = torch.ones_like(v), torch.tensor([0, 6, 8], dtype=torch.int32)
+    seen = [[j for j in range(6) if abs(i - j) < 3 and (j <= i or not causal)] for i in range(6)]
+    for backend in ("chunked", "sdpa_mask", "reference"):
+        with use_backend("attention", backend):
+            out = attention(same, same, v, cu_seqlens=cu, max_seqlen=6, causal=causal, window=3).flatten()
+        expected = [sum(2.0**j for j in row) / len(row) for row in seen]
+        torch.testing.assert_close(out[:6], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_window_as_wide_as_the_longest_document_changes_no_bit() -> None:
+    q, k, v, cu = (t.detach() for t in rows([5, 17]))
+    wide, none = (
+        attention(q, k, v, cu_seqlens=cu, max_seqlen=17, causal=True, window=window) for window in (17, None)
+    )
+    assert torch.equal(wide, none)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("causal", [True, False])
+def test_compiled_without_a_break_equals_eager(causal: bool, window: int | None) -> None:
+    q, k, v, cu = rows([5, 30, 17], tail=2, pad=1)
+
+    def op(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q, k, v, cu_seqlens=cu, max_seqlen=30, causal=causal, window=window)
+
+    with use_backend("attention", "sdpa_mask"):
+        expected = outputs_and_gradients([q, k, v], op(q, k, v))
+    # Not forced: what cannot be traced steps back by itself.
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    found = outputs_and_gradients([q, k, v], compiled(q, k, v))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_reference_is_softmax_of_scaled_products() -> None:
@@ -65,49 +121,125 @@ def test_changing_one_document_changes_no_bit_of_another(backend: str, causal: b
     assert not torch.equal(before[40:130], after[40:130])
 
 
+class Kernel(torch.autograd.Function):
+    """What the CUDA kernels do: right inside the documents, anything in the rows of none."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, cu: Any, causal: bool, window: int | None) -> torch.Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.rest = (cu, 200, causal, window)
+        out = reference.attention(q, k, v, *ctx.rest)
+        out[cu[-1] :] = torch.nan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cu = ctx.rest[0]
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            found = torch.autograd.grad(reference.attention(*leaves, *ctx.rest), leaves, grads[0])
+        for t in found:
+            t[cu[-1] :] = torch.nan
+        return *found, None, None, None
+
+
+def stand_in(features: set[str], calls: list[dict[str, Any]]) -> Any:
+    """varlen_attn of a torch that takes these options; it gives right results for what it is told."""
+
+    def kernel(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_q: Any, cu_k: Any, *sizes: int, **options: Any
+    ) -> torch.Tensor:
+        assert cu_q is cu_k and sizes == (200, 200) and options.keys() <= features
+        assert q.shape[1] == k.shape[1] or options.get("enable_gqa"), "keys are not repeated"
+        calls.append(options)
+        left, right = options.get("window_size", (-1, 0 if options.get("is_causal") else -1))
+        return Kernel.apply(q, k, v, cu_q, right == 0, None if left < 0 else left + 1)
+
+    return kernel
+
+
+@pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_hides_what_the_kernel_leaves_unwritten(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Kernel(torch.autograd.Function):
-        """What the CUDA kernel does: right inside the documents, anything in the rows of none."""
-
-        @staticmethod
-        def forward(ctx, q, k, v, cu, causal):
-            ctx.save_for_backward(q, k, v)
-            ctx.rest = (cu, 200, causal)
-            out = reference.attention(q, k, v, *ctx.rest)
-            out[cu[-1] :] = torch.nan
-            return out
-
-        @staticmethod
-        def backward(ctx, *grads):
-            cu = ctx.rest[0]
-            with torch.enable_grad():
-                leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
-                found = torch.autograd.grad(reference.attention(*leaves, *ctx.rest), leaves, grads[0])
-            for t in found:
-                t[cu[-1] :] = torch.nan
-            return *found, None, None
-
-    def kernel(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size):
-        assert cu_q is cu_k and max_q == max_k == 200 and window_size == ((-1, 0) if causal else (-1, -1))
-        return Kernel.apply(q, k, v, cu_q, window_size[1] == 0)
-
-    monkeypatch.setattr(attend, "varlen_attn", kernel)
+@pytest.mark.parametrize(
+    "features", [{"is_causal"}, {"window_size"}, {"window_size", "enable_gqa"}], ids=["2.10", "2.11", "2.12"]
+)
+def test_varlen_speaks_to_every_torch_and_hides_what_the_kernel_leaves_unwritten(
+    features: set[str], causal: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(attend_flash, "varlen_attn", stand_in(features, calls))
+    monkeypatch.setattr(attend_flash, "_VARLEN", frozenset(features))
     q, k, v, cu = rows([5, 130, 17], tail=9, pad=2)
-    found = attend._varlen(q, k, v, cu, 200, causal)
-    expected = reference.attention(q, k, v, cu, 200, causal)
-    torch.testing.assert_close(found, expected)
-    dy = torch.randn(found.shape, generator=torch.Generator().manual_seed(9))
+    if window is not None and "window_size" not in features:
+        reason = attend_flash.varlen_supports(q, k, v, cu, 200, causal, window)
+        assert reason == "this torch's varlen_attn has no window_size"
+        return
+    found = attend_flash.varlen(q, k, v, cu, 200, causal, window)
+    expected = reference.attention(q, k, v, cu, 200, causal, window)
     for a, b in zip(
-        torch.autograd.grad(found, (q, k, v), dy), torch.autograd.grad(expected, (q, k, v), dy), strict=True
+        outputs_and_gradients([q, k, v], found), outputs_and_gradients([q, k, v], expected), strict=True
     ):
         torch.testing.assert_close(a, b)
+    reach = -1 if window is None else window - 1
+    sides = (reach, 0 if causal else reach)
+    wanted = {"is_causal": causal, "window_size": sides, "enable_gqa": True}
+    assert calls == [{name: wanted[name] for name in features}]
 
 
-def test_a_torch_whose_varlen_lacks_the_window_is_a_reason_against_it() -> None:
-    assert attend._reason_against_varlen(lambda q, window_size: None) is None
-    assert "no window_size" in attend._reason_against_varlen(lambda q, is_causal: None)
-    assert "no torch.nn.attention.varlen" in attend._reason_against_varlen(None)
+@pytest.mark.parametrize(
+    ("causal", "window", "sides"),
+    [(True, None, (-1, 0)), (True, 9, (8, 0)), (False, None, (-1, -1)), (False, 9, (8, 8))],
+)
+def test_flash_is_told_the_same_and_its_unwritten_rows_are_hidden(
+    causal: bool, window: int | None, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def kernel(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, *sizes: int, **options: Any) -> torch.Tensor:
+        assert cu_q is cu_k and sizes == (200, 200) and k.shape[1] == 2, "grouped keys stay as they are"
+        calls.append(options)
+        return Kernel.apply(q, k, v, cu_q, options["causal"], window)
+
+    monkeypatch.setattr(attend_flash, "flash_attn", SimpleNamespace(flash_attn_varlen_func=kernel))
+    q, k, v, cu = rows([5, 130, 17], tail=9, pad=2)
+    found = attend_flash.flash(q, k, v, cu, 200, causal, window)
+    expected = reference.attention(q, k, v, cu, 200, causal, window)
+    for a, b in zip(
+        outputs_and_gradients([q, k, v], found), outputs_and_gradients([q, k, v], expected), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert calls == [{"causal": causal, "window_size": sides, "deterministic": False}]
+
+
+def test_flash_decodes_with_the_lengths_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(q: Any, k: Any, v: Any, *, cache_seqlens: Any, causal: bool, window_size: Any) -> Any:
+        assert causal and window_size == (4, 0) and cache_seqlens.dtype == torch.int32
+        return reference.attention_decode(q, k, v, cache_seqlens, window_size[0] + 1)
+
+    monkeypatch.setattr(attend_flash, "flash_attn", SimpleNamespace(flash_attn_with_kvcache=kernel))
+    q, k, v = (torch.randn(2, n, h, 16) for n, h in ((1, 4), (9, 2), (9, 2)))
+    lengths = torch.tensor([9, 3])
+    found = attend_flash.decode(q, k, v, lengths, 5)
+    assert torch.equal(found, reference.attention_decode(q, k, v, lengths, 5))
+
+
+def test_reasons_against_flash_attention() -> None:
+    q, k, v, cu = rows([4])
+    assert attend_flash.varlen_features(None) == frozenset()
+    assert attend_flash.varlen_features(lambda q, is_causal: None) == {"is_causal"}
+    assert attend_flash.varlen_features(lambda q, window_size, enable_gqa, scale: None) == {
+        "window_size",
+        "enable_gqa",
+    }
+    assert attend_flash.reason_against_package(SimpleNamespace(__version__="2.7.4.post1")) is None
+    old = SimpleNamespace(__version__="2.6.3")
+    assert attend_flash.reason_against_package(old) == "needs flash-attn 2.7, found 2.6.3"
+    assert attend_flash.flash_supports(q, k, v, cu, 4, True, None) == "needs a CUDA tensor, got cpu"
+    lengths = torch.tensor([4])
+    assert attend_flash.decode_supports(q[None], k[None], v[None], lengths, None) == "gives no gradient"
+    with torch.no_grad():
+        reason = attend_flash.decode_supports(q[None], k[None], v[None], lengths, None)
+    assert reason == "needs a CUDA tensor, got cpu"
 
 
 @pytest.mark.parametrize("backend", ["chunked", "sdpa_mask", "reference"])
@@ -122,30 +254,6 @@ def test_rows_of_no_document_may_hold_anything_and_give_zeros(backend: str) -> N
         assert torch.isfinite(out).all()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name", LENGTHS)
-@pytest.mark.parametrize("backend", ["varlen", "sdpa_mask"])
-def test_gpu_attention_matches_the_explicit_softmax(backend: str, name: str, causal: bool) -> None:
-    q, k, v, cu = rows(LENGTHS[name], tail=3, pad=2)
-    wide = [t.detach().double().requires_grad_() for t in (q, k, v)]
-    expected = reference.attention(*wide, cu, 200, causal)
-    half = [t.detach().to("cuda", torch.bfloat16).requires_grad_() for t in (q, k, v)]
-    with use_backend("attention", backend):
-        found = attention(*half, cu_seqlens=cu.cuda(), max_seqlen=200, causal=causal)
-    dy = torch.randn(found.shape, generator=torch.Generator().manual_seed(9))
-    pairs = zip(
-        (found, *torch.autograd.grad(found, half, dy.to(found))),
-        (expected, *torch.autograd.grad(expected, wide, dy.double())),
-        strict=True,
-    )
-    for a, b in pairs:
-        # Four roundings to bf16 (2^-8 each) of inputs, weights, gradient and result.
-        assert (a.cpu().double() - b).abs().max() <= 4 * 2**-8 * b.abs().max() + 1e-3
-        assert a[sum(LENGTHS[name]) :].eq(0).all()
-
-
 def test_no_document_at_all() -> None:
     q, k, v = (torch.randn(4, h, 8) for h in (2, 1, 1))
     for backend in ("chunked", "reference"):
@@ -154,10 +262,13 @@ def test_no_document_at_all() -> None:
             assert attention(q, k, v, cu_seqlens=cu, max_seqlen=1, causal=True).eq(0).all()
 
 
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_decoding_equals_the_full_forward_and_ignores_what_lies_past_the_length(backend: str) -> None:
+def test_decoding_equals_the_full_forward_and_ignores_what_lies_past_the_length(
+    backend: str, window: int | None
+) -> None:
     q, k, v, cu = (t.detach() for t in rows([12]))
-    full = attention(q, k, v, cu_seqlens=cu, max_seqlen=12, causal=True)
+    full = attention(q, k, v, cu_seqlens=cu, max_seqlen=12, causal=True, window=window)
     k_cache, v_cache = (torch.full((1, 20, 2, 16), 1e4) for _ in range(2))
     done = 0
     with use_backend("attention_decode", backend):
@@ -168,23 +279,30 @@ def test_decoding_equals_the_full_forward_and_ignores_what_lies_past_the_length(
             )
             done += count
             out = attention_decode(
-                q[None, done - count : done], k_cache, v_cache, lengths=torch.tensor([done])
+                q[None, done - count : done],
+                k_cache,
+                v_cache,
+                lengths=torch.tensor([done]),
+                window=window,
             )
             torch.testing.assert_close(out[0], full[done - count : done], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_queries", [1, 2])
+@pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-def test_decoding_rows_of_different_lengths_equals_each_alone(backend: str) -> None:
+def test_decoding_rows_of_different_lengths_equals_each_alone(
+    backend: str, window: int | None, n_queries: int
+) -> None:
     generator = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(3, n, h, 16, generator=generator) for n, h in ((2, 4), (9, 2), (9, 2)))
+    q, k, v = (torch.randn(3, n, h, 16, generator=generator) for n, h in ((n_queries, 4), (9, 2), (9, 2)))
     lengths = torch.tensor([9, 4, 2])
     with use_backend("attention_decode", backend):
-        together = attention_decode(q, k, v, lengths=lengths)
+        together = attention_decode(q, k, v, lengths=lengths, window=window)
         for row in range(3):
             n = int(lengths[row])
-            alone = attention_decode(
-                q[row : row + 1], k[row : row + 1, :n], v[row : row + 1, :n], lengths=lengths[row : row + 1]
-            )
+            one = slice(row, row + 1)
+            alone = attention_decode(q[one], k[one, :n], v[one, :n], lengths=lengths[one], window=window)
             torch.testing.assert_close(together[row], alone[0], rtol=1e-5, atol=1e-6)
 
 
@@ -211,6 +329,22 @@ def test_wrong_shapes_are_named() -> None:
         attention_decode(q[None], k[None], v[None, :2], lengths=torch.tensor([4]))
     with pytest.raises(ValueError, match="lengths"):
         attention_decode(q[None], k[None], v[None], lengths=torch.tensor([4, 4]))
+    with pytest.raises(ValueError, match=r"lengths: expected .* int32 or int64"):
+        attention_decode(q[None], k[None], v[None], lengths=torch.tensor([4.0]))
+    with pytest.raises(ValueError, match="q, caches"):
+        attention_decode(q[None], k[None, ..., :8], v[None, ..., :8], lengths=torch.tensor([4]))
+    with pytest.raises(ValueError, match="q: expected a floating-point dtype"):
+        attention(q.long(), k.long(), v.long(), cu_seqlens=cu, max_seqlen=4, causal=True)
+    with pytest.raises(ValueError, match="max_seqlen: expected at least 1, got 0"):
+        attention(q, k, v, cu_seqlens=cu, max_seqlen=0, causal=True)
+    with pytest.raises(ValueError, match="cu_seqlens: expected q's device cpu, got meta"):
+        attention(q, k, v, cu_seqlens=cu.to("meta"), max_seqlen=4, causal=True)
+    with pytest.raises(ValueError, match="k_cache: expected a number of heads that divides 4, got 3"):
+        attention_decode(q[None], k[None, :, [0, 1, 1]], v[None, :, [0, 1, 1]], lengths=torch.tensor([4]))
+    with pytest.raises(ValueError, match="window: expected at least 1, or None for no limit, got 0"):
+        attention(q, k, v, cu_seqlens=cu, max_seqlen=4, causal=True, window=0)
+    with pytest.raises(ValueError, match="window: expected at least 1"):
+        attention_decode(q[None], k[None], v[None], lengths=torch.tensor([4]), window=-1)
 
 
 @pytest.mark.parametrize(
