@@ -63,7 +63,7 @@ def linear_cross_entropy(
         first, second = _run(x, weight, labels, bias, options, reduction)
     if heads:
         return first, second
-    return (first[0], second[0]) if reduction == "sum" else (first[:, 0], second[:, 0])
+    return (first.view(()), second.view(())) if reduction == "sum" else (first[:, 0], second[:, 0])
 
 
 def _run(

@@ -54,42 +54,61 @@ def cross_entropy_rows(
         z += bias[:, None]
     if softcap:
         z.div_(softcap).tanh_().mul_(softcap)
-    counts, known = y != ignore_index, (y >= 0) & (y < vocab_size)
-    sound = torch.where(known | ~counts, 1.0, float("nan")).to(z.dtype)
-    place = torch.where(known, y, 0).unsqueeze(2)
+    ignored = y == ignore_index
+    wrong = ((y < 0) | (y >= vocab_size)) & ~ignored
+    place = y.clamp(0, vocab_size - 1).unsqueeze(2)
     z_y = z.gather(2, place).squeeze(2)
     if top is not None:
-        top[:, chosen] = counts & (z.argmax(2) == y)
+        top[:, chosen] = z.argmax(2) == y
     slope = 1 - (z / softcap).square() if gradient and softcap else None
-    mean = z.mean(2) if label_smoothing else z_y
+    mean = z.mean(2) if label_smoothing else None
     largest = z.amax(2)
     z.sub_(largest.unsqueeze(2)).exp_()
     total = z.sum(2)
     lse = largest + total.log()
-    loss = lse - z_y + label_smoothing * (z_y - mean) + z_loss * lse.square()
-    losses[:, chosen] = torch.where(counts, loss * sound, 0.0)
+    loss = lse - z_y
+    factor = total.reciprocal_()
+    if mean is not None:
+        loss += label_smoothing * (z_y - mean)
+    if z_loss:
+        loss += z_loss * lse.square()
+        factor *= 1 + 2 * z_loss * lse
+    losses[:, chosen] = loss.masked_fill_(ignored, 0.0).masked_fill_(wrong, float("nan"))
     if not gradient:
         return
-    weight = torch.where(counts, sound, 0.0)
-    z.mul_((weight * (1 + 2 * z_loss * lse) / total).unsqueeze(2))
-    z.scatter_add_(2, place, (weight * (label_smoothing - 1)).unsqueeze(2))
+    z.mul_(factor.masked_fill_(ignored, 0.0).masked_fill_(wrong, float("nan")).unsqueeze(2))
+    hit = (ignored.to(z.dtype) - 1).unsqueeze(2)
+    z.scatter_add_(2, place, hit * (1 - label_smoothing) if label_smoothing else hit)
     if label_smoothing:
-        z.sub_((weight * (label_smoothing / vocab_size)).unsqueeze(2))
+        z.add_(hit, alpha=label_smoothing / vocab_size)
     if slope is not None:
         z.mul_(slope)
     if z is not logits:
         logits.copy_(z)
 
 
+def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a b of (K, M, C) and (K, C, N), into `out` where there is one. One head is a plain product: faster on a CPU."""
+    if len(a) > 1:
+        return torch.bmm(a, b, out=out)
+    return torch.mm(a[0], b[0], out=None if out is None else out[0])[None]
+
+
 def _add_product(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """total + a b in at least fp32; total is ours and changed, None for zero. a, b: (K, M, C), (K, C, N)."""
-    if a.is_cuda and a.dtype in (torch.float16, torch.bfloat16):
-        if total is None:
-            return torch.bmm(a, b, out_dtype=torch.float32)
-        return torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total)
+    """total + a b in at least fp32; total is ours and changed, None for zero."""
     if a.dtype in (torch.float16, torch.bfloat16):
+        if a.is_cuda:
+            # `out=total` keeps the sum in place: without it the sum so far is copied every time.
+            if total is None:
+                return torch.bmm(a, b, out_dtype=torch.float32)
+            return torch.baddbmm(total, a, b, out_dtype=torch.float32, out=total)
         a, b = a.float(), b.float()
-    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)
+    if total is None:
+        return _product(a, b)
+    if len(a) > 1:
+        return total.baddbmm_(a, b)
+    total[0].addmm_(a[0], b[0])
+    return total
 
 
 def forward(
@@ -130,14 +149,14 @@ def forward(
     for first in range(0, n, size):
         last = min(first + size, n)
         some = x[first:last].transpose(0, 1)
-        logits = torch.bmm(some, weight.transpose(1, 2))
+        logits = _product(some, weight.transpose(1, 2))
         row_pass(
             logits, bias, labels, losses, top if want_top else None,
             first=first, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
             softcap=softcap, gradient=want_x or want_w or want_b,
         )  # fmt: skip
         if want_x:
-            torch.bmm(logits, weight, out=dx[first:last].transpose(0, 1))
+            _product(logits, weight, dx[first:last].transpose(0, 1))
         if want_w:
             dw = _add_product(dw, logits.transpose(1, 2), some)
         if want_b:

@@ -47,12 +47,12 @@ def score(thinker: Thinker, documents: Sequence[Document], embeds: Sequence[Tens
         lengths = [len(d) for d in chosen]
         cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
         positions = torch.cat([d.positions for d in chosen]).to(device)
-        logits = thinker.logits(thinker(inputs, positions, cu_seqlens, max(lengths))).float()
+        hidden = thinker(inputs, positions, cu_seqlens, max(lengths))
         # The label of a position is the next token of its own document; the last position has none.
         labels = torch.cat([F.pad(d.labels[1:], (0, 1), value=IGNORE_INDEX) for d in chosen]).to(device)
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+        losses, likeliest = thinker.cross_entropy(hidden, labels, reduction="none")
         target = labels != IGNORE_INDEX
-        missed = target & (logits.argmax(dim=-1) != labels)
+        missed = target & ~likeliest
         nats += [float(part.double().sum()) for part in losses.cpu().split(lengths)]
         n_targets += [int(part.sum()) for part in target.cpu().split(lengths)]
         exact += [not bool(part.any()) for part in missed.cpu().split(lengths)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from muomni.config import ModelConfig
 from muomni.data import embedded
@@ -159,7 +158,7 @@ def _losses(session: Session, codes: Tensor, states: Tensor, embeds: Tensor) -> 
     counts = torch.tensor([states.shape[1]], device=codes.device)
     condition = talker.condition(states, embeds, counts, n_frames)
     out = talker(codes, condition, torch.tensor([n_frames], device=codes.device))
-    code_loss = F.cross_entropy(out["logits"][0].flatten(0, 1).float(), codes[0].T.flatten(), reduction="sum")
+    code_loss = talker.codes.cross_entropy(out["queries"][0], codes[0].T)[0].sum()
     n_text = states.shape[1]
     over = (out["stop"][0, n_text:].sigmoid() > STOP_PROBABILITY).nonzero().flatten().tolist()
     return float(code_loss), n_text + over[0] + 1 if over else session.config.max_audio_tokens

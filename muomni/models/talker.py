@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from muomni_kernels import linear_cross_entropy
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ from muomni.nn.block import Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.init import linear, table
 from muomni.nn.rope import rotary_tables
+from muomni.tokens import IGNORE_INDEX
 
 ROPE_THETA = 10_000.0
 
@@ -125,12 +127,15 @@ class CodeSpace(nn.Module):
         """Queries (B, latent_dim) -> (B, codebook_size)."""
         return queries @ self.books[level].T * self.scale[level] + self.bias[level]
 
-    def all_logits(self, queries: torch.Tensor) -> torch.Tensor:
-        """Queries (N, K, latent_dim) -> (N, K, codebook_size)."""
-        scaled = queries * self.scale[:, None]
-        return torch.baddbmm(
-            self.bias[:, None], scaled.transpose(0, 1), self.books.transpose(1, 2)
-        ).transpose(0, 1)
+    def cross_entropy(self, queries: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed nats and the number of labels that count, of each codebook, (K,) both; holds no logits.
+
+        queries: (..., K, latent_dim); labels: (..., K) int64, IGNORE_INDEX for no target.
+        """
+        scaled = queries.flatten(0, -3) * self.scale[:, None]
+        return linear_cross_entropy(
+            scaled, self.books, labels.flatten(0, -2), bias=self.bias, ignore_index=IGNORE_INDEX
+        )
 
 
 class Talker(nn.Module):
@@ -176,8 +181,8 @@ class Talker(nn.Module):
         codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T, d_model);
         Outputs behind a clip's end are meaningless and to be left out of the loss; attention is causal, so no
         frame of a clip sees them.
-        Returns logits (B, T, K, codebook_size) of each frame's own codes, and stop (B, T): logits of
-        "this frame is the last".
+        Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and stop (B, T):
+        logits of "this frame is the last".
         """
         n_batch, n_levels, n_frames = codes.shape
         if n_levels != self.n_codebooks:
@@ -193,9 +198,8 @@ class Talker(nn.Module):
         cu_seqlens = torch.arange(n_batch + 1, device=x.device, dtype=torch.int32) * n_frames
         hidden = self.stack(x, *self._tables(positions), cu_seqlens, n_frames)
         queries = torch.cat([self.query(hidden)[:, None], self.depth(hidden, latents[:, :-1])], dim=1)
-        logits = self.codes.all_logits(queries)
         return {
-            "logits": logits.view(n_batch, n_frames, n_levels, -1),
+            "queries": queries.view(n_batch, n_frames, n_levels, -1),
             "stop": self.stop(hidden).view(n_batch, n_frames),
         }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
+from muomni_kernels import linear_cross_entropy
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +16,7 @@ from muomni.nn.cache import KVCache
 from muomni.nn.init import table
 from muomni.nn.moe import MoE
 from muomni.nn.rope import rotary_tables
+from muomni.tokens import IGNORE_INDEX
 
 LOGIT_STD = 0.25
 """Scale of the initial logits. At 1 a tied model starts by repeating its input: 3 nats above uniform."""
@@ -52,6 +55,19 @@ class Thinker(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (..., d_model) -> (..., vocab_size)."""
         return F.linear(hidden, self.embedding)
+
+    def cross_entropy(
+        self, hidden: torch.Tensor, labels: torch.Tensor, *, reduction: Literal["sum", "none"] = "sum"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of `logits` without holding them.
+
+        hidden: (T, d_model); labels: (T,) int64, IGNORE_INDEX for no target.
+        Returns the summed nats () and the number of targets (); with "none" each position's nats (T,), without
+        gradient, and whether its label is the likeliest token (T,) bool.
+        """
+        return linear_cross_entropy(
+            hidden, self.embedding, labels, ignore_index=IGNORE_INDEX, reduction=reduction
+        )
 
     def new_cache(self, batch: int, max_len: int) -> KVCache:
         """An empty cache for `step`, on the weights' device and in their dtype."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from muomni import recipes
 from muomni.models.talker import Talker
+from muomni.tokens import IGNORE_INDEX
 
 NANO = recipes.model("nano")
 CODEC = dataclasses.replace(NANO.codec, codebook_size=32)
@@ -20,11 +21,18 @@ def _talker() -> tuple[Talker, torch.Tensor, torch.Tensor]:
     return talker, torch.randint(0, 32, (2, 8, 9)), torch.randn(2, 9, 64)
 
 
+def _logits(talker: Talker, out: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, T, K, codebook_size), as `step` hands them to the sampler."""
+    levels = out["queries"].unbind(2)
+    return torch.stack([talker.codes.logits(q, k) for k, q in enumerate(levels)], dim=2)
+
+
 @torch.no_grad()
 def test_steps_equal_the_teacher_forced_forward() -> None:
     talker, codes, condition = _talker()
     full = talker(codes, condition)
-    assert full["logits"].shape == (2, 9, 8, 32)
+    logits = _logits(talker, full)
+    assert logits.shape == (2, 9, 8, 32)
     state, previous = talker.new_state(2, 9), None
     for t in range(9):
         seen: list[torch.Tensor] = []
@@ -35,7 +43,7 @@ def test_steps_equal_the_teacher_forced_forward() -> None:
 
         previous, stop = talker.step(previous, condition[:, t], state, sample)
         assert torch.equal(previous, codes[:, :, t])
-        assert torch.allclose(torch.stack(seen, dim=1), full["logits"][:, t], atol=1e-5)
+        assert torch.allclose(torch.stack(seen, dim=1), logits[:, t], atol=1e-5)
         assert torch.allclose(stop, full["stop"][:, t].sigmoid(), atol=1e-5)
     with pytest.raises(ValueError, match="do not fit"):
         talker.step(previous, condition[:, 0], state, lambda logits: logits.argmax(-1))
@@ -44,10 +52,10 @@ def test_steps_equal_the_teacher_forced_forward() -> None:
 @torch.no_grad()
 def test_logits_depend_on_earlier_frames_and_lower_codebooks_only() -> None:
     talker, codes, condition = _talker()
-    before = talker(codes, condition)["logits"]
+    before = _logits(talker, talker(codes, condition))
     changed = codes.clone()
     changed[:, 3, 5] = (codes[:, 3, 5] + 1) % 32
-    moved = (talker(changed, condition)["logits"] - before).abs().amax((0, 3)) > 1e-6
+    moved = (_logits(talker, talker(changed, condition)) - before).abs().amax((0, 3)) > 1e-6
     expected = torch.zeros(9, 8, dtype=torch.bool)
     expected[5, 4:] = True
     expected[6:] = True
@@ -57,17 +65,17 @@ def test_logits_depend_on_earlier_frames_and_lower_codebooks_only() -> None:
 @torch.no_grad()
 def test_condition_of_a_frame_reaches_that_frame_and_later_ones() -> None:
     talker, codes, condition = _talker()
-    before = talker(codes, condition)["logits"]
+    before = _logits(talker, talker(codes, condition))
     condition[:, 4] += 1.0
-    moved = (talker(codes, condition)["logits"] - before).abs().amax((0, 2, 3)) > 1e-6
+    moved = (_logits(talker, talker(codes, condition)) - before).abs().amax((0, 2, 3)) > 1e-6
     assert moved.tolist() == [False] * 4 + [True] * 5
 
 
 @torch.no_grad()
 def test_rows_of_a_batch_do_not_see_each_other() -> None:
     talker, codes, condition = _talker()
-    both = talker(codes, condition)["logits"]
-    alone = talker(codes[1:, :, :6], condition[1:, :6])["logits"]
+    both = _logits(talker, talker(codes, condition))
+    alone = _logits(talker, talker(codes[1:, :, :6], condition[1:, :6]))
     assert torch.allclose(both[1:, :6], alone, atol=1e-5)
 
 
@@ -89,12 +97,32 @@ def test_condition_is_text_then_pad_and_one_position_at_a_time_gives_the_same() 
     assert torch.equal(none[0], talker.pad)
 
 
+@torch.no_grad()
+def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
+    talker, codes, condition = _talker()
+    talker.codes.tie(torch.randn(8, 32, CODEC.latent_dim), torch.randint(0, 50, (8, 32)))
+    out = talker(codes, condition)
+    labels = codes.transpose(1, 2).clone()
+    labels[1, 6:] = IGNORE_INDEX
+    loss, count = talker.codes.cross_entropy(out["queries"], labels)
+    assert count.tolist() == [9 + 6] * 8
+    logits = _logits(talker, out)
+    for k in range(8):
+        expected = F.cross_entropy(
+            logits[:, :, k].flatten(0, 1),
+            labels[:, :, k].flatten(),
+            reduction="sum",
+            ignore_index=IGNORE_INDEX,
+        )
+        assert loss[k].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     talker, codes, _ = _talker()
     told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 9)
     out = talker(codes, told)
-    loss = F.cross_entropy(out["logits"].flatten(0, 2), codes.transpose(1, 2).flatten())
-    (loss + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()
+    loss, count = talker.codes.cross_entropy(out["queries"], codes.transpose(1, 2))
+    ((loss / count).sum() + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()
     for name, p in talker.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().sum() > 0, name

@@ -9,6 +9,7 @@ from muomni import recipes
 from muomni.config import ThinkerConfig
 from muomni.models.fuse import place_features
 from muomni.models.thinker import Thinker
+from muomni.tokens import IGNORE_INDEX
 
 CFG = ThinkerConfig(vocab_size=300, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128)
 MOE = dataclasses.replace(CFG, n_experts=4, n_active_experts=2)
@@ -99,6 +100,22 @@ def test_every_parameter_gets_a_gradient(cfg: ThinkerConfig) -> None:
             if name.endswith(("ff.gate_up", "ff.down")):
                 assert p.grad is not None
                 assert (p.grad.flatten(1).abs().sum(1) > 0).all(), f"an expert of {name} got no gradient"
+
+
+@torch.no_grad()
+def test_cross_entropy_equals_that_of_the_logits() -> None:
+    torch.manual_seed(0)
+    model, row = Thinker(CFG), _row([40, 60])
+    hidden, labels = _hidden(model, row), row["ids"].roll(-1)
+    labels[30:45] = IGNORE_INDEX
+    logits, target = model.logits(hidden), labels != IGNORE_INDEX
+    labels[:5] = logits[:5].argmax(-1)
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORE_INDEX)
+    loss, count = model.cross_entropy(hidden, labels)
+    assert loss.item() == pytest.approx(expected.sum().item(), rel=1e-5) and count.item() == 85
+    losses, likeliest = model.cross_entropy(hidden, labels, reduction="none")
+    assert torch.allclose(losses, expected, atol=1e-5)
+    assert torch.equal(likeliest, target & (logits.argmax(-1) == labels)) and likeliest.sum() >= 5
 
 
 def test_balance_loss_is_zero_when_dense_and_about_one_at_the_start_with_experts() -> None:

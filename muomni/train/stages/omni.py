@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from muomni.config import RunConfig
 from muomni.data import embedded
@@ -21,7 +20,7 @@ from muomni.models.fuse import Projector, place_features
 from muomni.models.thinker import Thinker
 from muomni.models.vision import VisionEncoder
 from muomni.tokens import IGNORE_INDEX
-from muomni.train.losses import n_targets, token_loss
+from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
@@ -171,9 +170,8 @@ class OmniStage(StageBase):
         """Summed cross entropy of the answers."""
         batch = batch.to(self.device(model))
         thinker = part(model, "thinker", Thinker)
-        logits = thinker.logits(self.hidden(model, batch))
-        balance = thinker.balance_loss() * len(batch.input_ids)
-        return {"answer": token_loss(logits, batch.labels), "balance": balance}
+        answer, _ = thinker.cross_entropy(self.hidden(model, batch), batch.labels)
+        return {"answer": answer, "balance": thinker.balance_loss() * len(batch.input_ids)}
 
     def fill(self, batch: PackedBatch) -> tuple[int, int]:
         """Positions that are not padding, and all."""
@@ -194,15 +192,16 @@ class OmniStage(StageBase):
             batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row], media=media).to(
                 device
             )
-            logits = part(model, "thinker", Thinker).logits(self.hidden(model, batch)).float()
-            loss = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX, reduction="none")
+            hidden = self.hidden(model, batch)
+            loss, right = part(model, "thinker", Thinker).cross_entropy(
+                hidden, batch.labels, reduction="none"
+            )
             target = batch.labels != IGNORE_INDEX
-            wrong = target & (logits.argmax(-1) != batch.labels)
             ends = batch.cu_seqlens[: len(row) + 1].tolist()
             for i, start, end in zip(row, ends, ends[1:], strict=False):
                 nats[i] = loss[start:end].sum()
                 tokens[i] = target[start:end].sum()
-                exact[i] = not bool(wrong[start:end].any())
+                exact[i] = bool((right | ~target)[start:end].all())
         return nats, tokens, exact
 
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:

@@ -21,7 +21,7 @@ from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
-from muomni.train.losses import n_targets, token_loss
+from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
@@ -180,7 +180,7 @@ class TalkerStage(StageBase):
         return {"code": n_targets(batch.labels), "stop": batch.lengths.sum()}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
-        """Logits of codes and of stopping for a batch on the model's device."""
+        """Queries of codes and logits of stopping for a batch on the model's device."""
         talker = part(model, "talker", Talker)
         condition = talker.condition(batch.states, batch.embeds, batch.n_text, batch.codes.shape[2])
         return talker(batch.codes, condition, batch.lengths)
@@ -193,7 +193,8 @@ class TalkerStage(StageBase):
         last = (frames == batch.lengths[:, None] - 1).float()
         valid = (frames < batch.lengths[:, None]).float()
         stop = F.binary_cross_entropy_with_logits(out["stop"].float(), last, weight=valid, reduction="sum")
-        return {"code": token_loss(out["logits"], batch.labels), "stop": stop}
+        code, _ = part(model, "talker", Talker).codes.cross_entropy(out["queries"], batch.labels)
+        return {"code": code.sum(), "stop": stop}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Code frames that are not padding, and all."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from muomni.data import embedded
-from muomni.train.stage import Figure
+from muomni.models.talker import Talker
+from muomni.train.stage import Figure, part
 
 if TYPE_CHECKING:
     from muomni.train.stages.talker import TalkerStage, Utterance
@@ -45,16 +45,13 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
     """
     from muomni.train.stages.talker import collate
 
-    device = stage.device(model)
+    device, talker = stage.device(model), part(model, "talker", Talker)
     nats = codes = 0.0
     stops: list[int] = []
     for utterance in made:
         batch = collate([utterance]).to(device)
         out = stage.forward(model, batch)
-        logits = out["logits"].float()
-        nats += float(
-            F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), reduction="sum")
-        )
+        nats += float(talker.codes.cross_entropy(out["queries"], batch.labels)[0].sum())
         codes += batch.labels.numel()
         n_text = len(utterance.states)
         over = (out["stop"][0, n_text:] > 0).nonzero().flatten().tolist()

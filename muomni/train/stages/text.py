@@ -16,7 +16,7 @@ from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
-from muomni.train.losses import n_targets, token_loss
+from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, part
 
 
@@ -101,8 +101,8 @@ class TextStage(StageBase):
         batch = batch.to(self.device(model))
         thinker = part(model, "thinker", Thinker)
         hidden = thinker(thinker.embed(batch.input_ids), batch.positions, batch.cu_seqlens, batch.max_seqlen)
-        balance = thinker.balance_loss() * len(batch.input_ids)
-        return {"token": token_loss(thinker.logits(hidden), batch.labels), "balance": balance}
+        token, _ = thinker.cross_entropy(hidden, batch.labels)
+        return {"token": token, "balance": thinker.balance_loss() * len(batch.input_ids)}
 
     def fill(self, batch: PackedBatch) -> tuple[int, int]:
         """Positions that are not padding, and all."""
