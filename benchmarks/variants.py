@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
+from muomni_kernels import rowwise, triton_support
+
 from muomni import recipes
 from muomni.config import SIZES, ModelConfig
 from muomni.models.omni import OmniModel
@@ -13,7 +15,6 @@ from muomni.models.vision import ContrastModel
 from muomni.nn.attention import Attention
 from muomni.nn.moe import FeedForward
 from muomni.nn.norm import RMSNorm
-from muomni_kernels import rowwise, triton_support
 
 ROWS = 4_099
 """Rows of the recorded calls: odd, so that nothing is specialised on a count that is a multiple of 16."""
@@ -46,9 +47,10 @@ def empty(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
 
 def _norm(width: int) -> None:
     x, w, rstd = empty(ROWS, width), empty(width), empty(ROWS, dtype=torch.float32)
-    for residual in (None, x):
-        rowwise.rms_norm_forward(x, residual, w, 1e-6)
-        rowwise.rms_norm_backward(x, residual, x, w, rstd)
+    rowwise.rms_norm_forward(x, w, 1e-6)
+    rowwise.add_rms_norm_forward(x, x, w, 1e-6)
+    for d_residual in (None, x):
+        rowwise.rms_norm_backward(x, d_residual, x, w, rstd)
 
 
 def _attention(m: Attention, *, rotate: bool) -> None:

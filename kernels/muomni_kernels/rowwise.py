@@ -20,20 +20,32 @@ def _like(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _fake_norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> Tensors:
-    n_rows = x.numel() // max(1, x.shape[-1])
-    s = x.new_empty(0) if residual is None else _like(residual)
-    return _like(x), s, x.new_empty(n_rows, dtype=torch.float32)
+def _fake_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Tensors:
+    return _like(x), x.new_empty(x.numel() // max(1, x.shape[-1]), dtype=torch.float32)
+
+
+@operator("rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)", fake=_fake_norm)
+def rms_norm_forward(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Tensors:
+    """y like x, rstd (rows,) fp32."""
+    from muomni_kernels import triton_rms_norm
+
+    y, _, rstd = triton_rms_norm.forward(x, None, weight, eps)
+    return y, rstd
+
+
+def _fake_add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> Tensors:
+    y, rstd = _fake_norm(x, weight, eps)
+    return y, _like(residual), rstd
 
 
 @operator(
-    "rms_norm_forward(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
-    fake=_fake_norm,
+    "add_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
+    fake=_fake_add_norm,
 )
-def rms_norm_forward(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> Tensors:
-    """y like x, the new residual (empty without one), rstd (rows,) fp32."""
+def add_rms_norm_forward(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """y like x, the new residual like residual, rstd (rows,) fp32."""
     from muomni_kernels import triton_rms_norm
 
     return triton_rms_norm.forward(x, residual, weight, eps)
@@ -178,7 +190,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        y, _, rstd = rms_norm_forward(x, None, weight, eps)
+        y, rstd = rms_norm_forward(x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
         return y
 
@@ -196,7 +208,7 @@ class AddRMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        y, s, rstd = rms_norm_forward(x, residual, weight, eps)
+        y, s, rstd = add_rms_norm_forward(x, residual, weight, eps)
         ctx.save_for_backward(s, weight, rstd)
         ctx.dtype = x.dtype
         # The last norm's new residual goes nowhere: its gradient is None, not a tensor of zeros to read.

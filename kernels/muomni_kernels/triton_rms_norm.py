@@ -70,23 +70,23 @@ def rms_norm_backward_kernel(
 
 def forward(
     x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y like x, s like residual (empty without one) and rstd (rows,) fp32; x, residual (..., N)."""
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """y like x, s like residual (None without one) and rstd (rows,) fp32; x, residual (..., N)."""
     n = x.shape[-1]
-    flat = x.contiguous().view(-1, n)
-    y = torch.empty_like(flat)
-    n_rows = len(flat)
-    rstd = torch.empty(n_rows, dtype=torch.float32, device=x.device)
-    added = flat if residual is None else residual.contiguous()
-    s = y.new_empty(0) if residual is None else torch.empty_like(added)
-    if n_rows and n:
+    x = x.contiguous()
+    residual = None if residual is None else residual.contiguous()
+    y = torch.empty_like(x)
+    s = None if residual is None else torch.empty_like(residual)
+    n_rows = x.numel() // max(1, n)
+    rstd = x.new_empty(n_rows, dtype=torch.float32)
+    if y.numel():
         rows = rows_per_tile(n)
         launch(
             rms_norm_forward_kernel, (ceil_div(n_rows, rows),),
-            flat, added, weight.contiguous(), y, y if residual is None else s, rstd, n_rows,
+            x, x if residual is None else residual, weight.contiguous(), y, y if s is None else s, rstd, n_rows,
             N=n, EPS=eps, ADD=residual is not None, ROWS=rows, BLOCK=next_power_of_two(n),
         )  # fmt: skip
-    return y.view(x.shape), s, rstd
+    return y, s, rstd
 
 
 def backward(
@@ -98,19 +98,17 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """ds like s, d_residual added where there is one, and dw like weight."""
     n = s.shape[-1]
-    flat, flat_dy = s.contiguous().view(-1, n), dy.contiguous()
-    ds = torch.empty_like(flat)
-    n_rows = len(flat)
-    if not (n_rows and n):
-        return ds.view(s.shape), torch.zeros_like(weight)
-    rows = rows_per_tile(n)
+    s, dy = s.contiguous(), dy.contiguous()
+    ds = torch.empty_like(s)
+    if not ds.numel():
+        return ds, torch.zeros_like(weight)
+    rows, n_rows = rows_per_tile(n), rstd.shape[0]
     programs = n_programs(s, ceil_div(n_rows, rows))
-    partial = torch.empty(programs, n, dtype=torch.float32, device=s.device)
-    added = flat_dy if d_residual is None else d_residual.contiguous()
+    partial = s.new_empty(programs, n, dtype=torch.float32)
     launch(
         rms_norm_backward_kernel, (programs,),
-        flat_dy, added, flat, weight.contiguous(), rstd, ds, partial, n_rows,
+        dy, dy if d_residual is None else d_residual.contiguous(), s, weight.contiguous(), rstd, ds, partial, n_rows,
         N=n, ADD=d_residual is not None, ROWS=rows, BLOCK=next_power_of_two(n), num_stages=3,
         maxnreg=BACKWARD_REGISTERS,
     )  # fmt: skip
-    return ds.view(s.shape), partial.sum(0).to(weight.dtype)
+    return ds, partial.sum(0).to(weight.dtype)

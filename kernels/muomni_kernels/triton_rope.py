@@ -42,24 +42,13 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, inverse: bo
     """x (..., T, H, D) with cos and sin (..., T, R/2) fp32 -> like x; inverse turns back."""
     *_, n_heads, d = x.shape
     half = cos.shape[-1]
-    flat = x.contiguous().view(-1, d)
-    y = torch.empty_like(flat)
-    if len(flat):
-        rows = rows_per_tile(half)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if y.numel():
+        rows, n_rows = rows_per_tile(half), x.numel() // d
         launch(
-            rope_kernel,
-            (ceil_div(len(flat), rows),),
-            flat,
-            cos.contiguous(),
-            sin.contiguous(),
-            y,
-            len(flat),
-            n_heads,
-            D=d,
-            HALF=half,
-            SIGN=-1.0 if inverse else 1.0,
-            ROWS=rows,
-            BLOCK=next_power_of_two(half),
+            rope_kernel, (ceil_div(n_rows, rows),), x, cos.contiguous(), sin.contiguous(), y, n_rows, n_heads,
+            D=d, HALF=half, SIGN=-1.0 if inverse else 1.0, ROWS=rows, BLOCK=next_power_of_two(half),
             REST=next_power_of_two(max(1, d - 2 * half)),
-        )
-    return y.view(x.shape)
+        )  # fmt: skip
+    return y

@@ -56,7 +56,7 @@ def tile(f: int) -> tuple[int, int]:
 def forward(gate_up: torch.Tensor) -> torch.Tensor:
     """(..., 2F) -> (..., F)."""
     f = gate_up.shape[-1] // 2
-    y = torch.empty(*gate_up.shape[:-1], f, dtype=gate_up.dtype, device=gate_up.device)
+    y = gate_up.new_empty(*gate_up.shape[:-1], f)
     if y.numel():
         n_rows, (rows, columns) = y.numel() // f, tile(f)
         grid = (ceil_div(n_rows, rows), ceil_div(f, columns))
@@ -66,20 +66,13 @@ def forward(gate_up: torch.Tensor) -> torch.Tensor:
 
 def backward(dy: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
     """d gate_up like gate_up."""
-    dx = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
+    gate_up = gate_up.contiguous()
+    dx = torch.empty_like(gate_up)
     if dy.numel():
         f = dy.shape[-1]
         n_rows, (rows, columns) = dy.numel() // f, tile(f)
         grid = (ceil_div(n_rows, rows), ceil_div(f, columns))
         launch(
-            swiglu_backward_kernel,
-            grid,
-            dy.contiguous(),
-            gate_up.contiguous(),
-            dx,
-            n_rows,
-            F=f,
-            ROWS=rows,
-            BLOCK=columns,
+            swiglu_backward_kernel, grid, dy.contiguous(), gate_up, dx, n_rows, F=f, ROWS=rows, BLOCK=columns
         )
     return dx

@@ -140,7 +140,8 @@ def test_compiled_without_a_break_equals_eager_and_each_operator_is_one_node(ran
 
 
 OPERATORS: dict[str, Callable[[Randn], tuple[object, ...]]] = {
-    "rms_norm_forward": lambda r: (r(5, 12), r(5, 12), r(12), 1e-6),
+    "rms_norm_forward": lambda r: (r(5, 12), r(12), 1e-6),
+    "add_rms_norm_forward": lambda r: (r(5, 12), r(5, 12), r(12), 1e-6),
     "rms_norm_backward": lambda r: (r(5, 12), r(5, 12), r(5, 12), r(12), r(5).abs() + 0.5),
     "rope_rotate": lambda r: (r(5, 2, 12), r(5, 4), r(5, 4), True),
     "qk_norm_rope_forward": lambda r: (r(5, 48), r(12), r(12), r(5, 6), r(5, 6), 2, 1, 1e-6),
@@ -180,7 +181,6 @@ def test_the_optional_tensors_of_an_operator_may_be_missing(randn: Randn) -> Non
     x, w = randn(5, 48, seed=0, dtype=torch.float32), randn(12, seed=1, dtype=torch.float32)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     calls = {
-        "rms_norm_forward": (x, None, x[0].clone(), 1e-6),
         "rms_norm_backward": (x, None, x, x[0].clone(), x[:, 0].abs()),
         "qk_norm_rope_forward": (x, w, w.clone(), None, None, 2, 1, 1e-6),
     }
