@@ -39,6 +39,7 @@ POINTERS = {
     torch.int64: "*i64",
     torch.int32: "*i32",
     torch.uint8: "*u8",
+    torch.bool: "*i1",
 }
 OPTION_NAMES = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 

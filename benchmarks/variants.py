@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
-from muomni_kernels import rowwise, triton_support
+from muomni_kernels import head, rowwise, triton_support
 
 from muomni import recipes
 from muomni.config import SIZES, ModelConfig
@@ -15,6 +15,7 @@ from muomni.models.vision import ContrastModel
 from muomni.nn.attention import Attention
 from muomni.nn.moe import FeedForward
 from muomni.nn.norm import RMSNorm
+from muomni.tokens import IGNORE_INDEX
 
 ROWS = 4_099
 """Rows of the recorded calls: odd, so that nothing is specialised on a count that is a multiple of 16."""
@@ -70,6 +71,17 @@ def _swiglu(d_ff: int) -> None:
     rowwise.swiglu_backward(empty(ROWS, d_ff), empty(ROWS, 2 * d_ff))
 
 
+def _loss(vocab_size: int, width: int, *, n_heads: int, bias: bool) -> None:
+    """A head's training pass and its evaluation pass, the products left out."""
+    x, weight = empty(1_001, n_heads, width), empty(n_heads, vocab_size, width)
+    biases = empty(n_heads, vocab_size) if bias else None
+    labels = empty(1_001, n_heads, dtype=torch.int64)
+    for top, want in ((False, True), (True, False)):
+        head.linear_cross_entropy_forward(
+            x, weight, biases, labels, IGNORE_INDEX, 0.0, 0.0, 0.0, True, top, want, want, want and bias
+        )
+
+
 def models(config: ModelConfig) -> Iterator[torch.nn.Module]:
     """Every model that is trained at one size, without memory."""
     with torch.device("meta"):
@@ -78,6 +90,16 @@ def models(config: ModelConfig) -> Iterator[torch.nn.Module]:
 
 
 def _record(config: ModelConfig) -> None:
+    thinker, codec = config.thinker, config.codec
+    _loss(thinker.vocab_size, thinker.d_model, n_heads=1, bias=False)
+    _loss(codec.codebook_size, codec.latent_dim, n_heads=codec.n_codebooks, bias=True)
+    # The contrast's classes are the items of a batch.
+    _loss(
+        recipes.recipe(config.size, "vision").train.batch_items,
+        config.vision.embed_dim,
+        n_heads=1,
+        bias=False,
+    )
     for model in models(config):
         for module in model.modules():
             if isinstance(module, RMSNorm):
@@ -91,7 +113,7 @@ def _record(config: ModelConfig) -> None:
 
 def _describe(launch: triton_support.Launch) -> str:
     kernel = launch.kernel.fn.__name__
-    shown = {k: v for k, v in launch.constants.items() if k not in ("num_warps", "maxnreg", "EPS")}
+    shown = {k: v for k, v in launch.constants.items() if k not in ("num_warps", "maxnreg", "EPS", "IGNORE")}
     dtypes = {str(a.dtype).removeprefix("torch.") for a in launch.arguments if isinstance(a, torch.Tensor)}
     return f"{kernel} {' '.join(f'{k}={v}' for k, v in shown.items())}, {'/'.join(sorted(dtypes))}"
 
