@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from muomni_kernels import dispatch, registry, use_backend
 
 from benchmarks.case import Contender, NotRun
@@ -52,7 +53,8 @@ def compiled(plain: Callable[..., Any], *, device: torch.device) -> dict[str, Ma
     def maker(mode: str) -> Make:
         def make() -> Contender:
             # Donated buffers would forbid replaying a backward on the tensors its forward saved.
-            torch._functorch.config.donated_buffer = False
+            if hasattr(functorch_config, "donated_buffer"):
+                functorch_config.donated_buffer = False
             options: dict[str, Any] = {"mode": mode} if device.type == "cuda" else {"backend": "aot_eager"}
             return Contender(call=torch.compile(plain, fullgraph=True, dynamic=False, **options))
 

@@ -11,6 +11,7 @@ same inputs and are replayed in turn, in rotating order, within one run.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,8 @@ def prepare(call: Callable[[int], Any], plan: Plan) -> Replay:
         for i in range(min(3, plan.n_sets)):
             call(i)
         stream.synchronize()
+        # A collection inside the capture could destroy an older graph, which is not allowed there.
+        gc.disable()
         try:
             graph.capture_begin()
             try:
@@ -96,7 +99,9 @@ def prepare(call: Callable[[int], Any], plan: Plan) -> Replay:
             finally:
                 graph.capture_end()
         except RuntimeError as error:
-            raise CaptureError(str(error).strip().splitlines()[0]) from error
+            raise CaptureError((str(error).strip() or "no message").splitlines()[0]) from error
+        finally:
+            gc.enable()
     graph.replay()
     torch.cuda.synchronize(plan.device)
     return Replay(start=graph.replay, n_calls=plan.n_calls, keep=[graph, results])
@@ -207,6 +212,14 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     torch.cuda.synchronize(device)
     del result
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Device memory that can still be allocated, what the allocator holds unused included; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def synchronize(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,22 +22,13 @@ import torch
 from benchmarks import harness, provenance
 from benchmarks.case import Case
 from benchmarks.measure import FAILURES, Row, first_line, host_times, measure, row, sound
-
-OPS = (
-    "rms_norm",
-    "add_rms_norm",
-    "qk_norm_rope",
-    "swiglu",
-    "linear_cross_entropy",
-    "attention",
-    "vq_nearest",
-    "rope",
-    "mel_downsample",
-    "attention_decode",
-)
-"""Each in bench_<op>.py, the heaviest of a training step first."""
+from benchmarks.ops import OPS
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+UNLIMITED = 1e9
+"""Seconds."""
 
 
 class Log:
@@ -102,21 +94,39 @@ def all_cases(
                 yield case
 
 
-def wanted(case: Case, *, quick: bool) -> set[str] | None:
-    """Autotuned compilation costs most of the time: it runs only on the model's shapes, and not in a quick run."""
-    if quick or not case.model:
-        return set(case.contenders) - {"compile-max-autotune"}
-    return None
+AUTOTUNED = "compile-max-autotune"
+N_AUTOTUNED = {"linear_cross_entropy": 0, "vq_nearest": 0}
+"""Cases of an op that autotuned compilation runs on when time is limited: two, but matrix products take it minutes."""
 
 
-def compile_all(arguments: argparse.Namespace, cases: Iterator[Case], deadline: float) -> None:
-    """Fill the compilers' caches on disk, without timing anything."""
+def without_autotuned(case: Case) -> set[str]:
+    """The contenders that compile in seconds."""
+    return set(case.contenders) - {AUTOTUNED}
+
+
+def compile_all(cases: Iterator[Case], deadline: float) -> None:
+    """Fill the compilers' caches on disk, without timing anything.
+
+    Nothing autotuned: it would choose by times taken while other processes use the GPU.
+    """
+    ops: set[str] = set()
     for case in cases:
-        if time.monotonic() > deadline:
-            return
-        torch.compiler.reset()
-        sound(case, wanted(case, quick=arguments.quick))
-        _free()
+        small = [] if case.op in ops else [_tiny(case)]
+        ops.add(case.op)
+        for each in [*small, case]:
+            if time.monotonic() > deadline:
+                return
+            torch.compiler.reset()
+            try:
+                sound(each, without_autotuned(each))
+            except FAILURES as error:
+                print(f"{each.name}: {first_line(error)}", flush=True)
+            _free()
+
+
+def _tiny(case: Case) -> Case:
+    """The same op on tensors so small that only the host's time counts."""
+    return import_module(f"benchmarks.bench_{case.op}").tiny(case.make(0)[0].device, case.dtype)
 
 
 def _free() -> None:
@@ -128,7 +138,7 @@ def _free() -> None:
 def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, deadline: float) -> None:
     """Measure case after case until the deadline; list the rest."""
     host: dict[str, dict[str, dict[str, float]]] = {}
-    device = torch.device(arguments.device)
+    n_timed: Counter[str] = Counter()
     limits = {"rounds": 15, "seconds": 0.15} if arguments.quick else {"rounds": 40, "seconds": 0.4}
     for case in cases:
         if case.name in log.seen:
@@ -141,10 +151,15 @@ def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, dea
         torch.compiler.reset()
         try:
             if case.op not in host:
-                tiny = import_module(f"benchmarks.bench_{case.op}").tiny(device, case.dtype)
-                host[case.op] = host_times(tiny, wanted(case, quick=True))
+                host[case.op] = host_times(_tiny(case), without_autotuned(case))
                 torch.compiler.reset()
-            chosen = wanted(case, quick=arguments.quick)
+            limited = arguments.seconds < UNLIMITED and n_timed[case.op] >= N_AUTOTUNED.get(case.op, 2)
+            n_timed[case.op] += 1
+            chosen = None
+            if arguments.quick or limited or not case.model:
+                chosen = without_autotuned(case)
+                if AUTOTUNED in case.contenders:
+                    log.add(row(case, AUTOTUNED, "all", "not run: autotuning takes too long for every case"))
             for entry in measure(case, wanted=chosen, host=host[case.op], **limits):
                 log.add(entry)
         except FAILURES as error:
@@ -163,7 +178,9 @@ def main(argv: list[str] | None = None, *, ops: tuple[str, ...] = OPS) -> int:
     parser.add_argument(
         "--out", type=Path, default=None, help="rows, appended (default: benchmark-rows.jsonl)"
     )
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop starting cases after this long")
+    parser.add_argument(
+        "--seconds", type=float, default=UNLIMITED, help="stop starting cases after this long"
+    )
     parser.add_argument("--quick", action="store_true", help="the model's shapes, fewer rounds")
     parser.add_argument("--compile-only", action="store_true", help="fill the compilers' caches")
     parser.add_argument("--command", default=None, help="recorded instead of this command")
@@ -182,7 +199,7 @@ def main(argv: list[str] | None = None, *, ops: tuple[str, ...] = OPS) -> int:
     dtype = DTYPES[arguments.dtype or ("fp32" if smoke else "bf16")]
     cases = all_cases(names, device, dtype, smoke=smoke, model_only=arguments.quick)
     if arguments.compile_only:
-        compile_all(arguments, cases, deadline)
+        compile_all(cases, deadline)
         return 0
     out = arguments.out or Path("benchmark-rows.jsonl")
     time_all(arguments, cases, Log(out, provenance.describe(arguments.device, arguments.command)), deadline)

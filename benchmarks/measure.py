@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import harness
+from benchmarks import AGAIN, harness
 from benchmarks.case import (
     Case,
     Contender,
@@ -27,8 +27,6 @@ Row = dict[str, Any]
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
 """What a contender may raise that is its own failure and no reason to leave the others out; an out-of-memory error is a
 RuntimeError, and so are a backend that cannot run and whatever torch.compile raises."""
-
-AGAIN = " (again)"
 
 
 def first_line(error: BaseException) -> str:
@@ -176,6 +174,10 @@ def measure(
         for name, contender in found.items():
             # The same version twice: the difference of the two is noise, and so is any smaller one.
             for entry in (name, name + AGAIN) if name == ours else (name,):
+                need, free = (peaks[name] or 0) * plan.n_sets, harness.free_bytes(device)
+                if free is not None and need > 0.8 * free:
+                    yield row(case, entry, stage, f"not timed: needs about {need / 1e9:.0f} GB")
+                    continue
                 try:
                     stream = harness.capture_stream(device) if device.type == "cuda" else None
                     call = calls(case, contender, sets, dys, stage, stream)
