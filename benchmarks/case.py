@@ -107,13 +107,22 @@ def differentiable(outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...
     return tuple(y for y in outputs if y.requires_grad)
 
 
-def run_both(case: Case, contender: Contender, arguments: Inputs, dys: list[torch.Tensor]) -> tuple[Any, ...]:
+def gradients(
+    case: Case, outputs: tuple[torch.Tensor, ...], arguments: Inputs, dys: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of the first arguments, () for an op without backward."""
+    if not case.n_grads:
+        return ()
+    carrying = differentiable(outputs)
+    return torch.autograd.grad(carrying, arguments[: case.n_grads], dys[: len(carrying)])
+
+
+def run_both(
+    case: Case, contender: Contender, arguments: Inputs, dys: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
     """Outputs and gradients of one call."""
     outputs = floats(contender.call(*arguments))
-    carrying = differentiable(outputs)
-    if not case.n_grads:
-        return outputs
-    return (*outputs, *torch.autograd.grad(carrying, arguments[: case.n_grads], dys[: len(carrying)]))
+    return (*outputs, *gradients(case, outputs, arguments, dys))
 
 
 @contextmanager
@@ -141,16 +150,25 @@ class Truth:
 
     def fault(self, case: Case, contender: Contender, arguments: Inputs) -> str | None:
         """What is wrong with a contender's numbers, None when nothing is."""
-        found = run_both(case, contender, arguments, self.dys)
-        if len(found) != len(self.exact):
-            return f"gives {len(found)} tensors, expected {len(self.exact)}"
-        names = [f"output {i}" for i in range(len(found) - case.n_grads)]
-        names += [f"gradient {i}" for i in range(case.n_grads)]
-        for name, value, exact, plain in zip(names, found, self.exact, self.plain, strict=True):
-            fault = _fault(value.detach(), exact, plain, case, strict=contender.backend)
+        outputs = floats(contender.call(*arguments))
+        n_outputs = len(self.exact) - case.n_grads
+        if len(outputs) != n_outputs:
+            return f"gives {len(outputs)} floating-point tensors, expected {n_outputs}"
+        for i, value in enumerate(outputs):
+            fault = self._compare(f"output {i}", value, i, case, contender)
             if fault:
-                return f"{name}: {fault}"
+                return fault
+        for i, value in enumerate(gradients(case, outputs, arguments, self.dys)):
+            fault = self._compare(f"gradient {i}", value, n_outputs + i, case, contender)
+            if fault:
+                return fault
         return None
+
+    def _compare(
+        self, name: str, found: torch.Tensor, i: int, case: Case, contender: Contender
+    ) -> str | None:
+        fault = _fault(found.detach(), self.exact[i], self.plain[i], case, strict=contender.backend)
+        return f"{name}: {fault}" if fault else None
 
 
 def _fault(

@@ -1,0 +1,119 @@
+"""`python -m benchmarks.gpu`: refuses without a CUDA device, and end to end on a CPU with --device cpu."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device_it_says_so_in_one_line() -> None:
+    done = _command()
+    assert done.returncode == 2 and done.stderr == ""
+    assert (
+        done.stdout
+        == "benchmarks.gpu needs a CUDA device and PyTorch sees none; --device cpu runs a smoke test\n"
+    )
+
+
+def test_on_a_cpu_everything_but_cuda_graphs_runs(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    done = _command("--device", "cpu", "--out", str(out), "--only", "swiglu,attention_decode,train")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.stdout.startswith(gpu.SMOKE)
+    summary = (out / "summary.md").read_text()
+    assert done.stdout.rstrip().endswith(summary.rstrip()), "the summary comes last"
+    assert gpu.SMOKE in summary and "kernels: 2 cases timed" in summary
+    rows = json.loads((out / "rows.json").read_text())
+    assert {row["op"] for row in rows} == {"swiglu", "attention_decode", "train_step", "loss_pair"}
+    for row in rows:
+        assert {"device", "torch", "triton", "commit", "command", "date"} <= row.keys()
+        assert row["command"].startswith("python -m benchmarks.gpu --device cpu")
+    pair = next(row for row in rows if row["op"] == "loss_pair")
+    assert pair["status"] == "ok" and pair["largest_difference"] < 1e-4
+    assert {path.name for path in (out / "plots").iterdir()} == {"swiglu.svg", "attention_decode.svg"}
+
+
+def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
+    run = gpu.Run(tmp_path, tmp_path, "cpu")
+    done = run.run("broken", sys.executable, "-c", "raise SystemExit('out of order')", limit=20)
+    assert done.code == 1 and done.tail == "out of order"
+    run.note("broken", "FAILED")
+    run.note("next", "ok")
+    assert "- broken: FAILED\n- next: ok" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "rows.json").read_text()) == []
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and not a zombie that nobody collects."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_section_past_its_limit_is_stopped_with_its_children(tmp_path: Path) -> None:
+    child = "import time; print('ready', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid); p.wait()"
+    run = gpu.Run(tmp_path, tmp_path, "cpu")
+    process = run.start("slow", sys.executable, "-c", parent, PYTHONUNBUFFERED="1")
+    began = time.monotonic()
+    log = tmp_path / "slow.log"
+    while "ready" not in log.read_text() and time.monotonic() - began < 20:
+        time.sleep(0.02)
+    assert gpu.stop(process, 0.0) is None
+    pid = next(int(word) for word in log.read_text().split() if word.isdecimal())
+    while _lives(pid):
+        assert time.monotonic() - began < 20, "the child is still there"
+
+
+def test_a_forced_backend_does_not_reach_the_sections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUOMNI_BACKEND", "reference")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    environment = gpu.Run(tmp_path, tmp_path, "cuda").environment
+    assert "MUOMNI_BACKEND" not in environment and "TRITON_INTERPRET" not in environment
+    assert str(ROOT / "kernels") in environment["PYTHONPATH"].split(os.pathsep)
+
+
+def test_an_unknown_op_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        gpu.main(["--only", "rms_nrm"])
+    assert error.value.code == 2 and "rms_nrm unknown; there are rms_norm" in capsys.readouterr().err
+
+
+def test_every_op_is_compiled_by_one_worker() -> None:
+    assert sorted(op for group in gpu.WORKERS for op in group) == sorted(gpu.OPS)
+
+
+def test_budgets_fit_the_promise() -> None:
+    assert gpu.FULL["total"] <= 9 * 60 - 10 and gpu.QUICK["total"] <= 3 * 60 - 5
+    for budget in (gpu.FULL, gpu.QUICK):
+        assert budget["build"] + budget["tests"] + budget["train"] < budget["total"]
+
+
+def test_earlier_results_are_set_aside(tmp_path: Path) -> None:
+    for name in ("run", "run.1"):
+        (tmp_path / name).mkdir()
+    assert gpu._aside(tmp_path / "run") == tmp_path / "run.2"
