@@ -168,10 +168,11 @@ def linear_cross_entropy_forward(
     want_b: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Losses (K, N), top (K, N), dx, dw, db: see head_chunks.forward."""
-    return head_chunks.forward(
-        x, weight, bias, labels, ignore_index, label_smoothing, z_loss, softcap,
-        triton=triton, want_top=want_top, want=(want_x, want_w, want_b),
-    )  # fmt: skip
+    arguments = (x, weight, bias, labels, ignore_index, label_smoothing, z_loss, softcap)
+    want = (want_x, want_w, want_b)
+    if x.device.type == "cpu" and not triton:
+        return head_chunks.forward_of_counted(*arguments, want_top=want_top, want=want)
+    return head_chunks.forward(*arguments, triton=triton, want_top=want_top, want=want)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -167,3 +167,33 @@ def forward(
     if db is None:
         db = x.new_zeros((n_heads, vocab_size) if want_b else (0,), dtype=wide)
     return losses, top, dx, dw, db
+
+
+def forward_of_counted(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    ignore_index: int,
+    *options: float,
+    want_top: bool,
+    want: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`forward` in plain PyTorch over the rows where a label counts; the others, zeros, cost nothing.
+
+    It reads the labels, which on a GPU would be a sync. In the omni stage a third of the positions are targets.
+    """
+    kept = (labels != ignore_index).any(1).nonzero().squeeze(1)
+    rest = (ignore_index, *options)
+    if len(kept) == len(labels):
+        return forward(x, weight, bias, labels, *rest, triton=False, want_top=want_top, want=want)
+    losses, top, dx, dw, db = forward(
+        x[kept], weight, bias, labels[kept], *rest, triton=False, want_top=want_top, want=want
+    )
+    shape = (x.shape[1], x.shape[0])
+    losses = losses.new_zeros(shape).index_copy_(1, kept, losses)
+    if want_top:
+        top = top.new_zeros(shape).index_copy_(1, kept, top)
+    if want[0]:
+        dx = dx.new_zeros(x.shape).index_copy_(0, kept, dx)
+    return losses, top, dx, dw, db
