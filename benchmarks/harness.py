@@ -28,8 +28,12 @@ MAX_CALLS = 512
 """Most calls in one replay."""
 
 
-class CaptureError(RuntimeError):
-    """A contender cannot be captured into a CUDA graph."""
+class WaitsError(RuntimeError):
+    """A contender waits for the device, so it cannot be captured into a CUDA graph."""
+
+
+class BrokenCaptureError(RuntimeError):
+    """A capture failed halfway. PyTorch's allocator may stay in its capturing state: the process must end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ class Replay:
 def prepare(call: Callable[[int], Any], plan: Plan) -> Replay:
     """Warm a call up and make a replay of it; call(i) works on input set i.
 
-    Raises CaptureError when it cannot be captured (it reads a value back, say).
+    Raises WaitsError, before anything is captured, when it waits for the device; BrokenCaptureError when the capture
+    fails; whatever the call raises.
     """
     if plan.device.type != "cuda":
         for i in range(plan.n_sets):
@@ -89,6 +94,7 @@ def prepare(call: Callable[[int], Any], plan: Plan) -> Replay:
         for i in range(min(3, plan.n_sets)):
             call(i)
         stream.synchronize()
+        _demand_no_wait(call)
         # A collection inside the capture could destroy an older graph, which is not allowed there.
         gc.disable()
         try:
@@ -99,12 +105,24 @@ def prepare(call: Callable[[int], Any], plan: Plan) -> Replay:
             finally:
                 graph.capture_end()
         except RuntimeError as error:
-            raise CaptureError((str(error).strip() or "no message").splitlines()[0]) from error
+            raise BrokenCaptureError((str(error).strip() or "no message").splitlines()[0]) from error
         finally:
             gc.enable()
     graph.replay()
     torch.cuda.synchronize(plan.device)
     return Replay(start=graph.replay, n_calls=plan.n_calls, keep=[graph, results])
+
+
+def _demand_no_wait(call: Callable[[int], Any]) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(0)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise WaitsError("waits for the device: " + (str(error).strip() or "?").splitlines()[0]) from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}

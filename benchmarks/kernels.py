@@ -27,6 +27,8 @@ from benchmarks.ops import OPS
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+RESTART = 3
+"""Exit code after a failed capture: the same command goes on behind the case."""
 UNLIMITED = 1e9
 """Seconds."""
 
@@ -135,8 +137,8 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, deadline: float) -> None:
-    """Measure case after case until the deadline; list the rest."""
+def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, deadline: float) -> int:
+    """Measure case after case until the deadline; list the rest. Gives the exit code."""
     host: dict[str, dict[str, dict[str, float]]] = {}
     n_timed: Counter[str] = Counter()
     limits = {"rounds": 15, "seconds": 0.15} if arguments.quick else {"rounds": 40, "seconds": 0.4}
@@ -162,11 +164,15 @@ def time_all(arguments: argparse.Namespace, cases: Iterator[Case], log: Log, dea
                     log.add(row(case, AUTOTUNED, "all", "not run: autotuning takes too long for every case"))
             for entry in measure(case, wanted=chosen, host=host[case.op], **limits):
                 log.add(entry)
+        except harness.BrokenCaptureError:
+            log.finish(case)
+            return RESTART
         except FAILURES as error:
             log.add(row(case, "all", "all", f"failed: {first_line(error)}"))
         log.finish(case)
         _free()
         print(f"{case.name}: {time.monotonic() - began:.1f} s", flush=True)
+    return 0
 
 
 def main(argv: list[str] | None = None, *, ops: tuple[str, ...] = OPS) -> int:
@@ -202,8 +208,8 @@ def main(argv: list[str] | None = None, *, ops: tuple[str, ...] = OPS) -> int:
         compile_all(cases, deadline)
         return 0
     out = arguments.out or Path("benchmark-rows.jsonl")
-    time_all(arguments, cases, Log(out, provenance.describe(arguments.device, arguments.command)), deadline)
-    return 0
+    log = Log(out, provenance.describe(arguments.device, arguments.command))
+    return time_all(arguments, cases, log, deadline)
 
 
 if __name__ == "__main__":

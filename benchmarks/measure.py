@@ -154,6 +154,7 @@ def measure(
 ) -> Iterator[Row]:
     """Rows of a case: a contender that is wrong is reported as wrong and not timed.
 
+    Raises BrokenCaptureError after the row that says so: nothing more can be timed in this process.
     rounds, seconds: limits of one pass; wanted: contenders, None for all; host: microseconds by contender and pass.
     """
     device = case.make(0)[0].device
@@ -182,6 +183,9 @@ def measure(
                     stream = harness.capture_stream(device) if device.type == "cuda" else None
                     call = calls(case, contender, sets, dys, stage, stream)
                     replays[entry] = harness.prepare(call, plan)
+                except harness.BrokenCaptureError as error:
+                    yield row(case, entry, stage, f"not timed: {first_line(error)}")
+                    raise
                 except FAILURES as error:
                     yield row(case, entry, stage, f"not timed: {first_line(error)}")
         yield from _timed(case, stage, replays, _yardsticks(case, stage, sets, plan), plan, peaks, host)
