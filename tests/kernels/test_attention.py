@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from muomni_kernels import attend_flash, attention, attention_decode, reference, use_backend
 
 LENGTHS = {
@@ -184,6 +185,24 @@ def test_varlen_speaks_to_every_torch_and_hides_what_the_kernel_leaves_unwritten
     sides = (reach, 0 if causal else reach)
     wanted = {"is_causal": causal, "window_size": sides, "enable_gqa": True}
     assert calls == [{name: wanted[name] for name in features}]
+
+
+@pytest.mark.parametrize("features", [{"window_size"}, {"window_size", "enable_gqa"}], ids=["2.11", "2.12"])
+def test_varlen_is_traced_without_a_break(features: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(q: Any, k: Any, v: Any, *_: Any, window_size: Any, enable_gqa: bool = False) -> torch.Tensor:
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=enable_gqa).transpose(0, 1)
+
+    monkeypatch.setattr(attend_flash, "varlen_attn", kernel)
+    monkeypatch.setattr(attend_flash, "_VARLEN", frozenset(features))
+    q, k, v, cu = rows([12])
+
+    def op(*leaves: torch.Tensor) -> torch.Tensor:
+        return attend_flash.varlen(*leaves, cu, 12, True)
+
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    found, expected = (outputs_and_gradients([q, k, v], f(q, k, v)) for f in (compiled, op))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
