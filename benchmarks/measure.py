@@ -24,9 +24,20 @@ from benchmarks.case import (
 
 Row = dict[str, Any]
 
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, ImportError)
-"""What a contender may raise that is its own failure and no reason to leave the others out; an out-of-memory error is a
-RuntimeError, and so are a backend that cannot run and whatever torch.compile raises."""
+try:
+    from triton.errors import TritonError
+except ImportError:
+    _OF_TRITON: tuple[type[Exception], ...] = ()
+else:
+    _OF_TRITON = (TritonError,)
+
+FAILURES = (
+    RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError, LookupError, ArithmeticError,
+    *_OF_TRITON,
+)  # fmt: skip
+"""What a contender may raise that is its own failure and no reason to leave the others out: other libraries assert and
+look things up, Triton has errors of its own, and an out-of-memory error is a RuntimeError, as are a backend that cannot
+run and whatever torch.compile raises."""
 
 
 def first_line(error: BaseException) -> str:

@@ -89,11 +89,15 @@ def test_one_that_fails_or_is_not_installed_leaves_the_others_in() -> None:
     def broken(*_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no kernel image\nand more")
 
-    case = _case(broken=Contender(call=broken))
+    def uncompilable(*_: torch.Tensor) -> torch.Tensor:
+        raise pytest.importorskip("triton.errors").TritonError("out of shared memory")
+
+    case = _case(broken=Contender(call=broken), uncompilable=Contender(call=uncompilable))
     case.contenders["absent"] = foreign("a_library_nobody_has", lambda module: module.call)
     case.contenders["other"] = foreign("math", lambda module: module.rms_norm)
     found = _statuses(case)
     assert found["broken all"] == "failed: RuntimeError: no kernel image"
+    assert found["uncompilable all"] == "failed: TritonError: out of shared memory"
     assert found["absent all"] == "not run: not installed"
     assert found["other all"].startswith("not run: this version has another interface")
     assert found["reference both"] == "ok"
