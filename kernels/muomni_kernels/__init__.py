@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from muomni_kernels.attend import attention, attention_decode
     from muomni_kernels.doctor import choice_rows, doctor_rows
+    from muomni_kernels.downsample import mel_downsample
     from muomni_kernels.head import linear_cross_entropy
-    from muomni_kernels.mel import log_mel, mel_downsample
+    from muomni_kernels.mel import log_mel
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
+    from muomni_kernels.quantise import vq_nearest
     from muomni_kernels.registry import use_backend
 
 _LAZY: dict[str, str] = {
@@ -25,10 +27,11 @@ _LAZY: dict[str, str] = {
     "attention_decode": "muomni_kernels.attend",
     "linear_cross_entropy": "muomni_kernels.head",
     "log_mel": "muomni_kernels.mel",
-    "mel_downsample": "muomni_kernels.mel",
+    "mel_downsample": "muomni_kernels.downsample",
     "mel_filterbank": "muomni_kernels.mel_reference",
     "mel_frames": "muomni_kernels.mel_reference",
     "use_backend": "muomni_kernels.registry",
+    "vq_nearest": "muomni_kernels.quantise",
     "choice_rows": "muomni_kernels.doctor",
     "doctor_rows": "muomni_kernels.doctor",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "rope",
     "swiglu",
     "use_backend",
+    "vq_nearest",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -18,3 +19,23 @@ def one_device(name: str, x: torch.Tensor, **others: torch.Tensor | None) -> Non
             raise ValueError(
                 f"{other}: expected {name}'s device {x.device}, got {tensor.device}; move it there."
             )
+
+
+def offsets_like(name: str, cu: torch.Tensor) -> None:
+    """Raises ValueError unless cu has the shape and dtype of offsets, (clips + 1,) int32 or int64."""
+    if cu.ndim != 1 or cu.shape[0] < 1 or cu.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: expected (clips + 1,) int32 or int64, got {tuple(cu.shape)} {cu.dtype}.")
+
+
+def offsets(name: str, cu: np.ndarray | torch.Tensor, total: int, *, all_used: bool = True) -> torch.Tensor:
+    """cu as int64 on the CPU. Raises ValueError unless it rises from 0 to total, or at most to total."""
+    cu = torch.as_tensor(cu)
+    offsets_like(name, cu)
+    cu = cu.to("cpu", torch.int64).contiguous()
+    last = int(cu[-1])
+    if int(cu[0]) != 0 or last > total or (all_used and last != total) or bool((cu.diff() < 0).any()):
+        raise ValueError(
+            f"{name}: expected offsets rising from 0 to {'' if all_used else 'at most '}{total}, got "
+            f"{cu.tolist()[:8]}."
+        )
+    return cu

@@ -1,4 +1,4 @@
-"""The audio front end, waveform -> log-mel at 100 Hz -> rows at 12.5 Hz: checks, documentation, dispatch."""
+"""log_mel, waveform -> log-mel at 100 Hz: checks, documentation, dispatch."""
 
 from __future__ import annotations
 
@@ -7,26 +7,14 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from muomni_kernels import cpp, mel_reference, registry
+from muomni_kernels import checks, cpp, mel_reference, registry
 from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 
-__all__ = ["log_mel", "mel_downsample", "mel_filterbank", "mel_frames"]
-
-_INTEGERS = (torch.int64, torch.int32)
+__all__ = ["log_mel", "mel_filterbank", "mel_frames"]
 
 
 def _offsets(counts: list[int]) -> torch.Tensor:
     return torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
-
-
-def _check_offsets(cu: np.ndarray | torch.Tensor, total: int, name: str) -> torch.Tensor:
-    cu = torch.as_tensor(cu)
-    if cu.ndim != 1 or len(cu) < 1 or cu.dtype not in _INTEGERS:
-        raise ValueError(f"{name}: expected (clips + 1,) int32 or int64, got {tuple(cu.shape)} {cu.dtype}.")
-    cu = cu.to("cpu", torch.int64).contiguous()
-    if int(cu[0]) != 0 or int(cu[-1]) != total or bool((cu.diff() < 0).any()):
-        raise ValueError(f"{name}: expected offsets rising from 0 to {total}, got {cu.tolist()[:8]}.")
-    return cu
 
 
 def _as_waveform(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -109,7 +97,7 @@ def log_mel(
     if cu_samples is None:
         cu = _offsets([wave.shape[-1]] * (wave.shape[0] if wave.ndim == 2 else 1))
     else:
-        cu = _check_offsets(cu_samples, wave.shape[0], "cu_samples")
+        cu = checks.offsets("cu_samples", cu_samples, wave.shape[0])
     n_samples = cu.diff().tolist()
     n_frames = [mel_frames(n, hop_length=hop_length, padding=padding) for n in n_samples]
     if padding == "reflect":
@@ -141,34 +129,6 @@ def _check_out(out: torch.Tensor | None, shape: tuple[int, ...], wave: torch.Ten
     return out
 
 
-def mel_downsample(
-    frames: torch.Tensor,
-    *,
-    factor: int = 8,
-    mode: str = "stack",
-    cu_frames: np.ndarray | torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Every `factor` frames of a clip become one row: 100 Hz -> 12.5 Hz at factor 8.
-
-    frames:    (n, width) float, one clip, or with cu_frames (clips + 1,) clips one after another. Kept.
-    mode:      "stack": side by side, factor * width columns, a short last group filled with zeros;
-               "mean": over the frames there are; "max": of them, its gradient to the first that holds it.
-    Returns (m, width or factor * width) with ceil(n / factor) rows a clip, frames' dtype; no group spans two
-    clips. Differentiable in frames. Raises ValueError for other shapes or names.
-    """
-    if frames.ndim != 2 or not frames.is_floating_point():
-        raise ValueError(f"frames: expected (n, width) float, got {tuple(frames.shape)} {frames.dtype}.")
-    if not 1 <= factor <= 65_536 or mode not in ("stack", "mean", "max"):
-        raise ValueError(
-            f"factor, mode: expected 1 to 65536 and stack, mean or max, got {factor} and {mode!r}."
-        )
-    n = len(frames)
-    cu_in = _offsets([n]) if cu_frames is None else _check_offsets(cu_frames, n, "cu_frames")
-    cu_rows = _offsets([-(-count // factor) for count in cu_in.diff().tolist()])
-    arguments = (frames, cu_in, cu_rows, factor, mode)
-    return registry.select("mel_downsample", *arguments)(*arguments)
-
-
 def _reference_log_mel(
     flat: torch.Tensor,
     cu_samples: torch.Tensor,
@@ -187,21 +147,9 @@ def _reference_log_mel(
     return torch.cat(clips, out=out) if clips else out
 
 
-def _reference_downsample(
-    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
-) -> torch.Tensor:
-    clips = [mel_reference.downsample(frames[a:b], factor, mode) for a, b in pairwise(cu_frames.tolist())]
-    columns = frames.shape[1] * (factor if mode == "stack" else 1)
-    return torch.cat(clips) if clips else frames.new_zeros(0, columns)
-
-
 def _anything(*_: object) -> None:
     """Runs wherever PyTorch does."""
 
 
-for _op, _run, _supports, _plain in (
-    ("log_mel", cpp.log_mel, cpp.log_mel_supports, _reference_log_mel),
-    ("mel_downsample", cpp.downsample, cpp.downsample_supports, _reference_downsample),
-):
-    registry.register(_op, "cpp", _run, supports=_supports, available=cpp.available)
-    registry.register(_op, "reference", _plain, supports=_anything, available=_anything)
+registry.register("log_mel", "cpp", cpp.log_mel, supports=cpp.log_mel_supports, available=cpp.available)
+registry.register("log_mel", "reference", _reference_log_mel, supports=_anything, available=_anything)

@@ -139,15 +139,27 @@ def log_mel(waveform: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     return (torch.maximum(log10, log10.max() - 8.0) + 4.0) / 4.0
 
 
-def downsample(frames: torch.Tensor, factor: int, mode: str) -> torch.Tensor:
-    """One clip (n, width) -> (ceil(n / factor), width), or factor * width columns for stack."""
-    n, width = frames.shape
-    rows = -(-n // factor)
-    padded = F.pad(frames, (0, 0, 0, rows * factor - n))
-    if mode == "stack":
-        return padded.reshape(rows, factor * width)
-    groups = padded.view(rows, factor, width)
-    valid = (torch.arange(rows * factor, device=frames.device) < n).view(rows, factor, 1)
+def downsample(
+    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str, n_rows: int
+) -> torch.Tensor:
+    """Ragged frames (n, width) -> (n_rows, width), or factor * width columns for stack; the host reads no offset."""
+    n_frames, width = frames.shape
+    if not n_frames or not n_rows:
+        return frames.new_zeros(n_rows, width * (factor if mode == "stack" else 1))
+    rows = torch.arange(n_rows, device=frames.device)
+    clip = torch.searchsorted(cu_rows, rows, right=True) - 1
+    n_clips = len(cu_frames) - 1
+    there, clip = clip < n_clips, clip.clamp(max=max(0, n_clips - 1))
+    ends = cu_frames.long()[1:] if n_clips else cu_frames.long()
+    first = cu_frames.long()[clip] + (rows - cu_rows[clip]) * factor
+    at = first[:, None] + torch.arange(factor, device=frames.device)
+    valid = ((at < ends[clip][:, None]) & there[:, None])[..., None]
+    groups = frames[at.clamp(0, n_frames - 1)]
     if mode == "max":
-        return groups.masked_fill(~valid, float("-inf")).max(1).values
-    return groups.sum(1) / valid.sum(1)
+        largest = groups.masked_fill(~valid, float("-inf")).max(1).values
+        return largest.masked_fill(~valid.any(1), 0.0)
+    groups = groups.masked_fill(~valid, 0.0)
+    if mode == "stack":
+        return groups.reshape(n_rows, factor * width)
+    wide = groups if groups.dtype == torch.float64 else groups.float()
+    return (wide.sum(1) / valid.sum(1).clamp(min=1)).to(frames.dtype)

@@ -142,3 +142,15 @@ def linear_cross_entropy(
     if reduction == "none":
         return losses.detach(), counts & (z.argmax(2).t() == labels)
     return losses.sum(0), counts.sum(0)
+
+
+def vq_nearest(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per level the word of the smallest |c|^2 - 2 r.c, in codebooks' dtype; r is what the words before left of z."""
+    residual = z.detach().to(codebooks.dtype)
+    total, codes = torch.zeros_like(residual), []
+    for book in codebooks:
+        fixed = book.detach()
+        codes.append(torch.addmm(fixed.square().sum(-1), residual, fixed.t(), alpha=-2.0).argmin(-1))
+        word = F.embedding(codes[-1], book)
+        residual, total = residual - word.detach(), total + word
+    return torch.stack(codes, dim=1) if codes else z.new_empty(len(z), 0, dtype=torch.int64), total

@@ -75,7 +75,7 @@ def ops() -> tuple[str, ...]:
 
 def load() -> None:
     """Register the backends of every op: each registers its own when its module is first imported."""
-    for module in ("ops", "head", "attend", "mel"):
+    for module in ("ops", "head", "attend", "quantise", "mel", "downsample"):
         import_module(f"muomni_kernels.{module}")
 
 

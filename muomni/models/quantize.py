@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from muomni_kernels import vq_nearest
 from torch import nn
+from torch.nn import functional as F
 
 DEAD_SHARE = 0.2
 """A code whose moving average is below this share of the mean code's is dead."""
@@ -28,11 +30,6 @@ class Quantised(NamedTuple):
     """(N, K) int64, of all levels, active or not."""
     commitment: torch.Tensor
     """() sum over valid rows of the squared distance of z to its quantisation, mean of axes and levels."""
-
-
-def nearest(x: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest codeword, the lower one on a tie: x (N, d), codebook (S, d) -> (N,) int64."""
-    return torch.addmm(codebook.square().sum(-1), x, codebook.t(), alpha=-2.0).argmin(-1)
 
 
 class ResidualVQ(nn.Module):
@@ -73,32 +70,22 @@ class ResidualVQ(nn.Module):
         if not 1 <= n_active <= self.n_codebooks:
             raise ValueError(f"n_active: expected 1 to {self.n_codebooks} codebooks, got {n_active}.")
         wide = z.float()
-        rows = torch.ones(len(z), device=z.device) if valid is None else valid.float()
-        residual, total = wide.detach(), torch.zeros_like(wide)
-        active, commitment = total, wide.new_zeros(())
-        codes, residuals = [], []
-        for level, codebook in enumerate(self.codebooks):
-            chosen = nearest(residual, codebook)
-            word = codebook[chosen]
-            codes.append(chosen)
-            residuals.append(residual)
-            residual, total = residual - word, total + word
-            if level < n_active:
-                active = total
-                commitment = commitment + ((wide - total).square().mean(-1) * rows).sum()
-        stacked = torch.stack(codes, dim=1)
+        codes = self.encode(z)
+        totals = self._words(codes).cumsum(1)
+        active = totals[:, n_active - 1]
+        errors = (wide[:, None] - totals[:, :n_active]).square().mean(-1).sum(1)
+        commitment = (errors if valid is None else errors * valid).sum() / n_active
         if self.training:
-            self._pending.append((torch.stack(residuals, dim=1), stacked, rows))
+            rows = torch.ones(len(z), device=z.device) if valid is None else valid.float()
+            # What each level was given: z less the words of the levels before.
+            before = F.pad(totals[:, :-1], (0, 0, 1, 0))
+            self._pending.append((wide.detach()[:, None] - before, codes, rows))
         straight = z + (active.to(z.dtype) - z).detach()
-        return Quantised(straight, stacked, commitment / n_active)
+        return Quantised(straight, codes, commitment)
 
     def encode(self, z: torch.Tensor) -> torch.Tensor:
         """z (N, latent_dim) -> codes (N, K) int64, without statistics."""
-        residual, codes = z.float(), []
-        for codebook in self.codebooks:
-            codes.append(nearest(residual, codebook))
-            residual = residual - codebook[codes[-1]]
-        return torch.stack(codes, dim=1)
+        return vq_nearest(z.detach(), self.codebooks)[0]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """codes (N, k) int64 of the first k levels -> (N, latent_dim).
@@ -107,8 +94,13 @@ class ResidualVQ(nn.Module):
         """
         if codes.ndim != 2 or not 1 <= codes.shape[1] <= self.n_codebooks:
             raise ValueError(f"codes: expected (N, 1 to {self.n_codebooks}), got {tuple(codes.shape)}.")
-        levels = torch.arange(codes.shape[1], device=codes.device)
-        return self.codebooks[levels, codes].sum(1)
+        return self._words(codes).sum(1)
+
+    def _words(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (N, k) of the first k levels -> (N, k, latent_dim)."""
+        _, size, d = self.codebooks.shape
+        levels = torch.arange(codes.shape[1], device=codes.device) * size
+        return F.embedding(codes + levels, self.codebooks.view(-1, d))
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -188,12 +180,12 @@ class ResidualVQ(nn.Module):
             noise = torch.sin(picks[:, None] * 12.9898 + torch.arange(z.shape[1], device=z.device) * 78.233)
             codebook = valid[spread] + 0.05 * valid.std(0) * noise * (picks >= len(valid))[:, None]
             for _ in range(LLOYD_STEPS):
-                chosen = nearest(valid, codebook)
+                chosen = vq_nearest(valid, codebook[None])[0][:, 0]
                 counts = valid.new_zeros(size).index_add(0, chosen, valid.new_ones(len(valid)))
                 sums = torch.zeros_like(codebook).index_add(0, chosen, valid)
                 codebook = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1.0)[:, None], codebook)
             self.codebooks[level] = codebook
-            chosen = nearest(residual, codebook)
+            chosen = vq_nearest(residual, codebook[None])[0][:, 0]
             residuals.append(residual)
             codes.append(chosen)
             residual = residual - codebook[chosen]

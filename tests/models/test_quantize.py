@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from muomni.models.quantize import ResidualVQ, nearest
+from muomni.models.quantize import ResidualVQ
 
 
 def _trained(n: int = 2_000, *, steps: int = 30, size: int = 32) -> tuple[ResidualVQ, torch.Tensor]:
@@ -16,18 +16,6 @@ def _trained(n: int = 2_000, *, steps: int = 30, size: int = 32) -> tuple[Residu
         vq(z)
         vq.commit()
     return vq.eval(), z
-
-
-def test_nearest_equals_brute_force_in_fp64() -> None:
-    torch.manual_seed(0)
-    x, codebook = torch.randn(500, 16), torch.randn(256, 16)
-    distance = (x.double()[:, None] - codebook.double()).square().sum(-1)
-    assert torch.equal(nearest(x, codebook), distance.argmin(-1))
-
-
-def test_ties_go_to_the_lower_index() -> None:
-    codebook = torch.tensor([[5.0], [1.0], [-1.0], [1.0]])
-    assert nearest(torch.tensor([[0.0], [1.0], [3.0], [-1.0]]), codebook).tolist() == [1, 1, 0, 2]
 
 
 def test_codes_are_greedy_over_the_residual_and_decode_inverts_them() -> None:

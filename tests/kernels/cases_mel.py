@@ -1,0 +1,124 @@
+"""mel_downsample in Triton, in the interpreter or on a GPU, against groups cut by hand in fp64."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from muomni_kernels import downsample, mel_downsample, use_backend
+from torch.library import opcheck
+
+Randn = Callable[..., torch.Tensor]
+Close = Callable[..., None]
+MODES = ["stack", "mean", "max"]
+CLIPS = {
+    "ragged": [1, 8, 19, 0, 7],
+    "empty first and last": [0, 3, 16, 0, 0],
+    "none": [],
+    "no frames": [0, 0],
+}
+
+
+def offsets(lengths: list[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def by_hand(frames: torch.Tensor, cu: torch.Tensor, factor: int, mode: str, n_rows: int) -> torch.Tensor:
+    """Groups of each clip one after another, then zero rows."""
+    width, rows = frames.shape[1], []
+    for start, stop in pairwise(cu.tolist()):
+        for at in range(start, stop, factor):
+            group = frames[at : min(at + factor, stop)]
+            if mode == "stack":
+                rows.append(torch.cat((group.flatten(), group.new_zeros((factor - len(group)) * width))))
+            else:
+                rows.append(group.mean(0) if mode == "mean" else group.max(0).values)
+    empty = frames.new_zeros(n_rows - len(rows), width * (factor if mode == "stack" else 1))
+    return torch.cat([torch.stack(rows), empty]) if rows else empty
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "width"), [(1, 5), (3, 130), (8, 16), (16, 7)])
+@pytest.mark.parametrize("clips", CLIPS)
+def test_rows_and_gradients(
+    clips: str, factor: int, width: int, mode: str, dtype: torch.dtype, randn: Randn, close: Close
+) -> None:
+    lengths = CLIPS[clips]
+    # Two frames more than the clips have, two rows more than they need.
+    frames = randn(sum(lengths) + 2, width, seed=0, dtype=dtype)
+    cu = offsets(lengths, frames.device)
+    n_rows = sum(-(-n // factor) for n in lengths) + 2
+    results = []
+    for wide, backend in ((torch.float64, None), (dtype, "reference"), (dtype, "triton")):
+        leaf = frames.to(wide).requires_grad_()
+        if backend is None:
+            y = by_hand(leaf, cu, factor, mode, n_rows)
+        else:
+            with use_backend("mel_downsample", backend):
+                y = mel_downsample(leaf, factor=factor, mode=mode, cu_frames=cu, n_rows=n_rows)
+        dy = randn(*y.shape, seed=3, dtype=torch.float32).to(dtype)
+        grads = torch.autograd.grad(y, leaf, dy.to(wide)) if y.requires_grad else (torch.zeros_like(leaf),)
+        results.append((y, *grads))
+    for expected, plain, found in zip(*results, strict=True):
+        close(found, expected, plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_clip_without_offsets_and_strided_input(mode: str, randn: Randn) -> None:
+    x = randn(38, 24, seed=0, dtype=torch.float32)[::2, 4:20].requires_grad_()
+    with use_backend("mel_downsample", "triton"):
+        y = mel_downsample(x, mode=mode)
+        (d,) = torch.autograd.grad(y.sum(), x)
+    cu = offsets([19], x.device)
+    expected = by_hand(x, cu, 8, mode, 3)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(d, torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_max_gives_its_gradient_to_the_first_frame_that_holds_it(randn: Randn) -> None:
+    x = (
+        torch.tensor([[1.0], [3.0], [3.0], [2.0], [5.0]])
+        .to(randn(1, seed=0, dtype=torch.float32))
+        .requires_grad_()
+    )
+    with use_backend("mel_downsample", "triton"):
+        mel_downsample(x, factor=4, mode="max").sum().backward()
+    assert x.grad is not None and x.grad[:, 0].tolist() == [0, 1, 0, 0, 1]
+
+
+def test_rows_that_do_not_fit_are_left_out(randn: Randn) -> None:
+    x = randn(32, 8, seed=0, dtype=torch.float32).requires_grad_()
+    cu = offsets([16, 16], x.device)
+    arguments = (x, cu, torch.tensor([0, 2, 4], device=x.device), 8, "mean", 3)
+    y = downsample.MelDownsample.apply(*arguments)
+    torch.testing.assert_close(y, x.view(4, 8, 8).mean(1)[:3])
+    y.sum().backward()
+    assert x.grad is not None and not x.grad[24:].any() and (x.grad[:24] == 0.125).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_without_a_break_equals_eager(mode: str, randn: Randn) -> None:
+    x = randn(35, 8, seed=0, dtype=torch.float32).requires_grad_()
+    cu = offsets([1, 8, 19, 0, 7], x.device)
+
+    def rows(frames: torch.Tensor, cu_frames: torch.Tensor) -> torch.Tensor:
+        return mel_downsample(frames, mode=mode, cu_frames=cu_frames, n_rows=9) * 2
+
+    with use_backend("mel_downsample", "triton"):
+        compiled = torch.compile(rows, fullgraph=True, backend="aot_eager")
+        pairs = [(y := f(x, cu), *torch.autograd.grad(y.square().sum(), x)) for f in (compiled, rows)]
+    assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_operators_are_sound(mode: str, randn: Randn) -> None:
+    x = randn(35, 8, seed=0, dtype=torch.float32)
+    cu = offsets([1, 8, 19, 0, 7], x.device)
+    cu_rows = offsets([1, 1, 3, 0, 1], x.device)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    opcheck(torch.ops.muomni.mel_downsample_forward.default, (x, cu, cu_rows, 8, mode, 7), test_utils=checks)
+    dy = randn(7, 64 if mode == "stack" else 8, seed=1, dtype=torch.float32)
+    opcheck(
+        torch.ops.muomni.mel_downsample_backward.default, (dy, x, cu, cu_rows, 8, mode, 35), test_utils=checks
+    )
