@@ -57,7 +57,7 @@ class Resources:
     doubles: int
     """fp64 instructions."""
     wide: float
-    """Share of the bytes of global loads and stores that go in 128-bit accesses, by instruction."""
+    """Share of the bytes of global loads and stores that go in accesses of 128 bits or more, by instruction."""
 
     def faults(self, target: int) -> list[str]:
         """What the gate has against it."""
@@ -69,7 +69,7 @@ class Resources:
         if self.shared > SHARED_LIMIT.get(target, 166_912):
             found.append(f"{self.shared} B of shared memory")
         if self.wide < WIDE_SHARE:
-            found.append(f"only {self.wide:.0%} of the bytes in 128-bit accesses")
+            found.append(f"only {self.wide:.0%} of the bytes in accesses of 128 bits")
         return found
 
 
@@ -119,7 +119,7 @@ def _inspect(cubin: bytes, shared: int) -> Resources:
     )
     widths: Counter[int] = Counter()
     for suffix in re.findall(r"\b(?:LDG|STG|LDGSTS)\.E((?:\.\w+)*)", sass):
-        bits = re.search(r"\.(128|64|U16|S16|U8|S8|16|8)\b", suffix)
+        bits = re.search(r"\.(256|128|64|U16|S16|U8|S8|16|8)\b", suffix)
         width = {"U16": 16, "S16": 16, "U8": 8, "S8": 8}.get(bits.group(1)) if bits else 32
         widths[width or int(bits.group(1) if bits else 32)] += 1
     total = sum(width * count for width, count in widths.items())
@@ -131,7 +131,7 @@ def _inspect(cubin: bytes, shared: int) -> Resources:
         stack=stack,
         local=local,
         doubles=len(re.findall(r"\bD(?:ADD|MUL|FMA|SETP|MNMX)\b|\.F64\b", sass)),
-        wide=128 * widths[128] / total if total else 0.0,
+        wide=(128 * widths[128] + 256 * widths[256]) / total if total else 0.0,
     )
 
 
@@ -182,8 +182,8 @@ def table(rows: list[tuple[Variant, int, Resources]]) -> str:
         + ", ".join(map(str, TARGETS))
         + ".",
         "None uses stack or local memory or fp64. Shared memory in bytes a block; wide: share of the bytes of global",
-        "loads and stores that go in 128-bit accesses, by instruction. Registers and shared memory in the order of the",
-        "targets.",
+        "loads and stores that go in accesses of 128 bits or more, by instruction. Registers and shared memory in the",
+        "order of the targets.",
         "",
         "| kernel | variant | warps | registers | shared memory | wide, least |",
         "|---|---|---|---|---|---|",

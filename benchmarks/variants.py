@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
-from muomni_kernels import head, rowwise, triton_support
+from muomni_kernels import downsample, head, quantise, rowwise, triton_mel, triton_support
 
 from muomni import recipes
 from muomni.config import SIZES, ModelConfig
@@ -82,6 +82,24 @@ def _loss(vocab_size: int, width: int, *, n_heads: int, bias: bool) -> None:
         )
 
 
+def _codes(n_levels: int, size: int, width: int) -> None:
+    """A step's rows and a turn's, all levels; and one level, for the start by k-means."""
+    f32 = torch.float32
+    for n_rows in (ROWS, 2 * ROWS + 1):
+        for levels in (n_levels, 1):
+            quantise.vq_nearest_forward(
+                empty(n_rows, width, dtype=f32), empty(levels, size, width, dtype=f32)
+            )
+
+
+def _mel(n_mels: int, factor: int) -> None:
+    frames, cu = empty(ROWS, n_mels, dtype=torch.float32), empty(9, dtype=torch.int32)
+    for mode in triton_mel.MODES:
+        rest = (cu, cu, factor, mode)
+        y = downsample.mel_downsample_forward(frames, *rest, ROWS // factor)
+        downsample.mel_downsample_backward(empty(*y.shape, dtype=torch.float32), frames, *rest, ROWS)
+
+
 def models(config: ModelConfig) -> Iterator[torch.nn.Module]:
     """Every model that is trained at one size, without memory."""
     with torch.device("meta"):
@@ -93,13 +111,8 @@ def _record(config: ModelConfig) -> None:
     thinker, codec = config.thinker, config.codec
     _loss(thinker.vocab_size, thinker.d_model, n_heads=1, bias=False)
     _loss(codec.codebook_size, codec.latent_dim, n_heads=codec.n_codebooks, bias=True)
-    # The contrast's classes are the items of a batch.
-    _loss(
-        recipes.recipe(config.size, "vision").train.batch_items,
-        config.vision.embed_dim,
-        n_heads=1,
-        bias=False,
-    )
+    _codes(codec.n_codebooks, codec.codebook_size, codec.latent_dim)
+    _mel(config.mel.n_mels, config.audio.factor)
     for model in models(config):
         for module in model.modules():
             if isinstance(module, RMSNorm):

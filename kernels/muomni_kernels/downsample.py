@@ -62,7 +62,9 @@ def mel_downsample(
                 raise ValueError(f"n_rows: expected at least {n_needed} for these clips, got {n_rows}.")
             n_rows = n_needed if n_rows is None else n_rows
             cu_in = cu_in.to(frames.device, non_blocking=True)
-    cu_rows = torch.nn.functional.pad(((cu_in.diff() + factor - 1) // factor).cumsum(0), (1, 0))
+    cu_rows = torch.nn.functional.pad(
+        ((cu_in.diff() + factor - 1) // factor).cumsum(0, dtype=cu_in.dtype), (1, 0)
+    )
     arguments = (frames, cu_in, cu_rows, factor, mode, n_rows)
     return registry.select("mel_downsample", *arguments)(*arguments)
 

@@ -266,8 +266,10 @@ class QKNormRope(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dqkv, dw = qk_norm_rope_backward(*grads, *ctx.saved_tensors, ctx.eps)
-        _, q_weight, k_weight, *_ = ctx.saved_tensors
+        # Read once: activation checkpointing recomputes them and lets them go.
+        saved = ctx.saved_tensors
+        dqkv, dw = qk_norm_rope_backward(*grads, *saved, ctx.eps)
+        _, q_weight, k_weight, *_ = saved
         return dqkv, dw[0].to(q_weight.dtype), dw[1].to(k_weight.dtype), None, None, None, None, None
 
 

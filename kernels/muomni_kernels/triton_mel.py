@@ -18,6 +18,8 @@ import triton.language as tl
 from muomni_kernels.triton_support import ceil_div, launch, next_power_of_two
 
 MODES = ("stack", "mean", "max")
+REGISTERS = 96
+"""Most registers of a thread: left alone, ptxas spills to fit one more block on a multiprocessor."""
 
 
 @triton.jit
@@ -118,7 +120,7 @@ def _launch(
     rows = max(1, 1024 // block)
     launch(
         kernel, (ceil_div(n_rows, rows), ceil_div(width, block)), *tensors, n_rows, n_clips, n_clips.bit_length(),
-        WIDTH=width, FACTOR=factor, MODE=MODES.index(mode), ROWS=rows, BLOCK=block,
+        WIDTH=width, FACTOR=factor, MODE=MODES.index(mode), ROWS=rows, BLOCK=block, maxnreg=REGISTERS,
     )  # fmt: skip
 
 
