@@ -20,7 +20,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: tuple[torch.Tensor | int | float, ...]
+    arguments: tuple[torch.Tensor | int, ...]
     """In the order of the kernel's parameters."""
     constants: dict[str, Any]
     """constexpr arguments and launch options."""
@@ -84,13 +84,22 @@ def n_programs(x: torch.Tensor, tiles: int, *, per_multiprocessor: int = 4) -> i
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: torch.Tensor | int | float, **constants: Any
+    kernel: Any, grid: tuple[int, ...], x: torch.Tensor, *rest: torch.Tensor | int, **constants: Any
 ) -> None:
-    """Start a Triton kernel with OPTIONS; constants are its constexpr arguments and further options."""
+    """Start a Triton kernel on x's device with OPTIONS.
+
+    x, rest: the kernel's run-time arguments; constants: its constexpr arguments and further options.
+    """
     if _recorders:
-        _recorders[-1].append(Launch(kernel, grid, arguments, constants))
+        _recorders[-1].append(Launch(kernel, grid, (x, *rest), constants))
+        return
+    options = {**OPTIONS, **constants}
+    # Triton launches on the current device, whichever the tensors are on.
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            kernel[grid](x, *rest, **options)
     else:
-        kernel[grid](*arguments, **{**OPTIONS, **constants})
+        kernel[grid](x, *rest, **options)
 
 
 @contextmanager
