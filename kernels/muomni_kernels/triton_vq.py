@@ -17,6 +17,8 @@ from muomni_kernels.triton_support import ceil_div, launch
 
 WORDS, PART = 64, 16
 """Words of a block, and features of a step of its product."""
+REGISTERS = 168
+"""Most registers of a thread: three blocks of four warps fit on a multiprocessor; left alone, ptxas may spill."""
 
 
 @triton.jit
@@ -84,7 +86,7 @@ def nearest(z: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, tor
         launch(
             vq_nearest_kernel, (ceil_div(n_rows, rows),),
             z, codebooks, codebooks.square().sum(-1), codes, torch.empty_like(total), total, n_rows,
-            LEVELS=levels, S=size, D=d, ROWS=rows, WORDS=WORDS, PART=PART,
+            LEVELS=levels, S=size, D=d, ROWS=rows, WORDS=WORDS, PART=PART, maxnreg=REGISTERS,
         )  # fmt: skip
     else:
         total.zero_()
