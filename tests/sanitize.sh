@@ -14,7 +14,7 @@ if ! compgen -G "$work/lib/muomni_kernels/_C*.so" >/dev/null; then
     echo "sanitize: the extension did not build" >&2
     exit 1
 fi
-cp kernels/muomni_kernels/*.py "$work/lib/muomni_kernels/"
+cp kernels/muomni_kernels/*.py kernels/muomni_kernels/*.json "$work/lib/muomni_kernels/"
 
 # The interpreter itself is not instrumented: the runtimes come first, and its own leaks are not ours.
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
