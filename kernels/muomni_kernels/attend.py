@@ -115,16 +115,12 @@ def _check_window(window: int | None) -> None:
         raise ValueError(f"window: expected at least 1, or None for no limit, got {window}.")
 
 
-def _anything(*_: object) -> None:
-    """Runs wherever PyTorch does."""
-
-
 for _op, _name, _run, _supports, _available in (
     ("attention", "flash", attend_flash.flash, attend_flash.flash_supports, attend_flash.flash_available),
     ("attention", "varlen", attend_flash.varlen, attend_flash.varlen_supports, attend_flash.varlen_available),
-    ("attention", "chunked", attend_chunked.attention, attend_chunked.reason_against, _anything),
-    ("attention", "sdpa_mask", attend_sdpa.attention, _anything, _anything),
-    ("attention", "reference", reference.attention, _anything, _anything),
+    ("attention", "chunked", attend_chunked.attention, attend_chunked.reason_against, registry.anywhere),
+    ("attention", "sdpa_mask", attend_sdpa.attention, registry.anywhere, registry.anywhere),
+    ("attention", "reference", reference.attention, registry.anywhere, registry.anywhere),
     (
         "attention_decode",
         "flash",
@@ -132,7 +128,7 @@ for _op, _name, _run, _supports, _available in (
         attend_flash.decode_supports,
         attend_flash.flash_available,
     ),
-    ("attention_decode", "sdpa", attend_sdpa.decode, _anything, _anything),
-    ("attention_decode", "reference", reference.attention_decode, _anything, _anything),
+    ("attention_decode", "sdpa", attend_sdpa.decode, registry.anywhere, registry.anywhere),
+    ("attention_decode", "reference", reference.attention_decode, registry.anywhere, registry.anywhere),
 ):
     registry.register(_op, _name, _run, supports=_supports, available=_available)

@@ -155,15 +155,9 @@ def _cpp(
     return out if rows == n_rows else torch.nn.functional.pad(out, (0, 0, 0, n_rows - rows))
 
 
-def _anything(*_: object) -> None:
-    """Runs wherever PyTorch does."""
-
-
 registry.register(
     "mel_downsample", "triton", MelDownsample.apply,
     supports=lambda frames, *_: triton_support.reason_against(frames), available=triton_support.available,
 )  # fmt: skip
 registry.register("mel_downsample", "cpp", _cpp, supports=cpp.downsample_supports, available=cpp.available)
-registry.register(
-    "mel_downsample", "reference", mel_reference.downsample, supports=_anything, available=_anything
-)
+registry.register("mel_downsample", "reference", mel_reference.downsample)

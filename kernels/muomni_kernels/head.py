@@ -255,16 +255,11 @@ def _triton_supports(
     return triton_support.reason_against(x, weight, labels, bias)
 
 
-def _anything(*_: object) -> None:
-    """Runs wherever PyTorch does."""
-
-
 registry.register(
     "linear_cross_entropy", "triton", _with_triton,
     supports=_triton_supports, available=triton_support.available,
 )  # fmt: skip
-registry.register("linear_cross_entropy", "chunked", _with_torch, supports=_anything, available=_anything)
+registry.register("linear_cross_entropy", "chunked", _with_torch)
 registry.register(
     "linear_cross_entropy", "reference", reference.linear_cross_entropy,
-    supports=_anything, available=_anything,
 )  # fmt: skip

@@ -134,10 +134,6 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return registry.select("swiglu", gate_up)(gate_up)
 
 
-def _anything(*_: object) -> None:
-    """The reference runs wherever PyTorch does."""
-
-
 def _triton_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> str | None:
     return triton_support.reason_against(x, weight)
 
@@ -179,4 +175,4 @@ for _op, _run, _supports, _plain in (
     ("swiglu", rowwise.SwiGLU.apply, triton_support.reason_against, reference.swiglu),
 ):
     registry.register(_op, "triton", _run, supports=_supports, available=triton_support.available)
-    registry.register(_op, "reference", _plain, supports=_anything, available=_anything)
+    registry.register(_op, "reference", _plain)

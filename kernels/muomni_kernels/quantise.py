@@ -77,11 +77,7 @@ def _triton_supports(z: torch.Tensor, codebooks: torch.Tensor) -> str | None:
     return triton_support.reason_against(z, codebooks)
 
 
-def _anything(*_: object) -> None:
-    """Runs wherever PyTorch does."""
-
-
 registry.register(
     "vq_nearest", "triton", VQNearest.apply, supports=_triton_supports, available=triton_support.available
 )
-registry.register("vq_nearest", "reference", reference.vq_nearest, supports=_anything, available=_anything)
+registry.register("vq_nearest", "reference", reference.vq_nearest)

@@ -48,13 +48,17 @@ class Backend:
 _backends: dict[str, list[Backend]] = {}
 
 
+def anywhere(*_: object) -> None:
+    """No reason against a backend that runs wherever PyTorch does."""
+
+
 def register(
     op: str,
     name: str,
     run: Callable[..., Any],
     *,
-    supports: Callable[..., str | None],
-    available: Callable[[], str | None],
+    supports: Callable[..., str | None] = anywhere,
+    available: Callable[[], str | None] = anywhere,
 ) -> None:
     """Add a backend after those the op already has. Raises ValueError for a name the op has."""
     rows = _backends.setdefault(op, [])
