@@ -260,6 +260,4 @@ registry.register(
     supports=_triton_supports, available=triton_support.available,
 )  # fmt: skip
 registry.register("linear_cross_entropy", "chunked", _with_torch)
-registry.register(
-    "linear_cross_entropy", "reference", reference.linear_cross_entropy,
-)  # fmt: skip
+registry.register("linear_cross_entropy", "reference", reference.linear_cross_entropy)
