@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from muomni_kernels.doctor import choice_rows, doctor_rows
     from muomni_kernels.downsample import mel_downsample
     from muomni_kernels.head import linear_cross_entropy
+    from muomni_kernels.lengths import chunk_and_pad, token_lengths
     from muomni_kernels.mel import log_mel
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
@@ -30,9 +31,11 @@ _LAZY: dict[str, str] = {
     "mel_downsample": "muomni_kernels.downsample",
     "mel_filterbank": "muomni_kernels.mel_reference",
     "mel_frames": "muomni_kernels.mel_reference",
+    "token_lengths": "muomni_kernels.lengths",
     "use_backend": "muomni_kernels.registry",
     "vq_nearest": "muomni_kernels.quantise",
     "choice_rows": "muomni_kernels.doctor",
+    "chunk_and_pad": "muomni_kernels.lengths",
     "doctor_rows": "muomni_kernels.doctor",
 }
 
@@ -41,6 +44,7 @@ __all__ = [
     "attention",
     "attention_decode",
     "choice_rows",
+    "chunk_and_pad",
     "doctor_rows",
     "linear_cross_entropy",
     "log_mel",
@@ -51,6 +55,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "swiglu",
+    "token_lengths",
     "use_backend",
     "vq_nearest",
 ]
