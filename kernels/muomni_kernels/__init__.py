@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from muomni_kernels.lengths import chunk_and_pad, token_lengths
     from muomni_kernels.mel import log_mel
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
+    from muomni_kernels.mel_stream import StreamingLogMel
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
     from muomni_kernels.quantise import vq_nearest
     from muomni_kernels.registry import use_backend
 
 _LAZY: dict[str, str] = {
+    "StreamingLogMel": "muomni_kernels.mel_stream",
     "add_rms_norm": "muomni_kernels.ops",
     "qk_norm_rope": "muomni_kernels.ops",
     "rms_norm": "muomni_kernels.ops",
@@ -40,6 +42,7 @@ _LAZY: dict[str, str] = {
 }
 
 __all__ = [
+    "StreamingLogMel",
     "add_rms_norm",
     "attention",
     "attention_decode",
