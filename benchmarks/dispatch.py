@@ -47,6 +47,24 @@ def best(found: dict[str, float]) -> str:
     return name
 
 
+def agreed(rows: list[Row], mode: str, *, faulty: bool) -> str | None:
+    """The backend for calls of one width and number of rows; None where nothing was compared.
+
+    The table cannot tell the variants of a shape apart (a mode, causal or not): a kernel must win in every one.
+    """
+    variants: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        variants[row["variant"]].append(row)
+    # With one backend timed nothing was compared, unless the other was found wrong.
+    compared = [
+        found for some in variants.values() if len(found := costs(some, mode)) > 1 or (faulty and found)
+    ]
+    chosen = {best(found) for found in compared}
+    if not chosen or "reference" in chosen:
+        return "reference" if chosen else None
+    return min(chosen, key=lambda name: sum(found.get(name, math.inf) for found in compared))
+
+
 def steps(choices: dict[int, str]) -> list[list[Any]]:
     """Backends by rows timed -> [largest rows or None, backend], neighbours of one backend joined."""
     counts = sorted(choices)
@@ -83,10 +101,10 @@ def table(rows: list[Row], source: str) -> dict[str, Any]:
         for place, timed in shapes.items():
             key, op, width, n_rows = place
             stage = "both" if any(row["pass"] == "both" for row in timed) else "forward"
-            found = costs([row for row in timed if row["pass"] == stage], mode)
-            # With one backend timed nothing was compared, unless the other was found wrong.
-            if len(found) > 1 or (place in faulty and found):
-                choices[key, op, width][n_rows] = best(found)
+            deciding = [row for row in timed if row["pass"] == stage]
+            choice = agreed(deciding, mode, faulty=place in faulty)
+            if choice is not None:
+                choices[key, op, width][n_rows] = choice
         for (key, op, width), by_rows in sorted(choices.items()):
             device = devices.setdefault(key, {"source": source})
             device.setdefault(mode, {}).setdefault(op, {})[str(width)] = steps(by_rows)

@@ -165,7 +165,8 @@ def stop(process: subprocess.Popen[bytes], limit: float) -> int | None:
 def build(run: Run, limit: float) -> str:
     """Compile the C++ extension beside its sources."""
     target = ROOT / "kernels" / "muomni_kernels" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if target.exists():
+    newest = max(path.stat().st_mtime for path in [ROOT / "setup.py", *(ROOT / "csrc").iterdir()])
+    if target.exists() and target.stat().st_mtime > newest:
         return "there already"
     done = run.run("build", sys.executable, "setup.py", "-q", "build_ext", "--inplace", limit=limit)
     if target.exists():
@@ -189,6 +190,7 @@ def tests(run: Run, limit: float, *, quick: bool) -> str:
         "--continue-on-collection-errors",
         "-p",
         "no:cacheprovider",
+        *(("-k", QUICK_TESTS) if quick else ()),
         "tests/kernels",
     )
     done = run.run("tests", sys.executable, "-m", "pytest", *options, limit=limit)
@@ -250,8 +252,16 @@ def kernels(run: Run, ops: list[str], *, quick: bool, limit: float, command: str
         crashes += 1
         if done.code is None or crashes > 8 or end - time.monotonic() < 20:
             return f"STOPPED ({crashes} crashes); {done.tail.splitlines()[-1:]}"
-    timed = {(row["op"], row["variant"]) for row in run.rows() if row["status"] == "ok"}
-    return f"{len(timed)} cases timed" + (f", {crashes} crashed" if crashes else "")
+    rows = run.rows()
+    timed = {(row["op"], row["variant"]) for row in rows if row["status"] == "ok"}
+    faults = [
+        f"{row['op']} {row['variant']} {row['contender']}: {row['status']}"
+        for row in rows
+        if row["contender"] in report.OURS
+        and row["status"].partition(":")[0] in ("wrong", "failed", "crashed")
+    ]
+    summary = f"{len(timed)} cases timed" + (f", {crashes} crashed" if crashes else "")
+    return f"FAILED, {len(faults)} of our own, the first {faults[0]}; {summary}" if faults else summary
 
 
 def train(run: Run, *, quick: bool, limit: float, command: str) -> str:
@@ -300,6 +310,9 @@ def main(argv: list[str] | None = None) -> int:
         name = f"{about['date']}_{slug(about['device'])}_{slug(about['commit'])}"
         out = (arguments.out or ROOT / "benchmarks" / "results" / name).resolve()
         if out.exists() and any(out.iterdir()):
+            if not any((out / name).exists() for name in ("summary.md", "rows.json")):
+                print(f"--out: expected a new or empty folder, or one with earlier results, got {out}")
+                return 1
             shutil.move(out, _aside(out))
         out.mkdir(parents=True, exist_ok=True)
         run = Run(out, Path(scratch), arguments.device)

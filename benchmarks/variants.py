@@ -11,7 +11,8 @@ from muomni_kernels import downsample, head, quantise, rowwise, triton_mel, trit
 from muomni import recipes
 from muomni.config import SIZES, ModelConfig
 from muomni.models.omni import OmniModel
-from muomni.models.vision import ContrastModel
+from muomni.models.talker import DepthTransformer
+from muomni.models.vision import ContrastModel, VisionEncoder
 from muomni.nn.attention import Attention
 from muomni.nn.moe import FeedForward
 from muomni.nn.norm import RMSNorm
@@ -20,6 +21,9 @@ from muomni.tokens import IGNORE_INDEX
 ROWS = 4_099
 """Rows of the recorded calls: odd, so that nothing is specialised on a count that is a multiple of 16."""
 DTYPE = torch.bfloat16
+SHORT = {
+    torch.bfloat16: "bf16", torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "b",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,20 +51,32 @@ def empty(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
 
 
 def _norm(width: int) -> None:
-    x, w, rstd = empty(ROWS, width), empty(width), empty(ROWS, dtype=torch.float32)
-    rowwise.rms_norm_forward(x, w, 1e-6)
-    rowwise.add_rms_norm_forward(x, x, w, 1e-6)
-    for d_residual in (None, x):
-        rowwise.rms_norm_backward(x, d_residual, x, w, rstd)
+    f32 = torch.float32
+    rstd = empty(ROWS, dtype=f32)
+    # All in one dtype; and as under autocast: fp32 weights and residual stream, branches in bf16.
+    for branch, stream in ((DTYPE, DTYPE), (DTYPE, f32)):
+        x, residual, w = (
+            empty(ROWS, width, dtype=branch),
+            empty(ROWS, width, dtype=stream),
+            empty(width, dtype=stream),
+        )
+        rowwise.rms_norm_forward(residual, w, 1e-6)
+        rowwise.rms_norm_backward(residual, None, residual, w, rstd)
+        rowwise.add_rms_norm_forward(x, residual, w, 1e-6)
+        rowwise.rms_norm_backward(x, residual, residual, w, rstd)
+        # The last norm's residual stream goes nowhere.
+        rowwise.rms_norm_backward(x, None, residual, w, rstd)
 
 
 def _attention(m: Attention, *, rotate: bool) -> None:
     d, heads, kv_heads = m.head_dim, m.n_heads, m.n_kv_heads
-    qkv, w = empty(ROWS, (heads + 2 * kv_heads) * d), empty(d)
+    qkv = empty(ROWS, (heads + 2 * kv_heads) * d)
     angles = empty(ROWS, d // 2, dtype=torch.float32) if rotate else None
-    rowwise.qk_norm_rope_forward(qkv, w, w, angles, angles, heads, kv_heads, 1e-6)
     dq, dk = empty(ROWS, heads, d), empty(ROWS, kv_heads, d)
-    rowwise.qk_norm_rope_backward(dq, dk, dk, qkv, w, w, angles, angles, 1e-6)
+    for dtype in (DTYPE, torch.float32):
+        w = empty(d, dtype=dtype)
+        rowwise.qk_norm_rope_forward(qkv, w, w, angles, angles, heads, kv_heads, 1e-6)
+        rowwise.qk_norm_rope_backward(dq, dk, dk, qkv, w, w, angles, angles, 1e-6)
     if rotate:
         for inverse in (False, True):
             rowwise.rope_rotate(dq, angles, angles, inverse)
@@ -74,7 +90,7 @@ def _swiglu(d_ff: int) -> None:
 def _loss(vocab_size: int, width: int, *, n_heads: int, bias: bool) -> None:
     """A head's training pass and its evaluation pass, the products left out."""
     x, weight = empty(1_001, n_heads, width), empty(n_heads, vocab_size, width)
-    biases = empty(n_heads, vocab_size) if bias else None
+    biases = empty(n_heads, vocab_size, dtype=torch.float32) if bias else None
     labels = empty(1_001, n_heads, dtype=torch.int64)
     for top, want in ((False, True), (True, False)):
         head.linear_cross_entropy_forward(
@@ -114,21 +130,27 @@ def _record(config: ModelConfig) -> None:
     _codes(codec.n_codebooks, codec.codebook_size, codec.latent_dim)
     _mel(config.mel.n_mels, config.audio.factor)
     for model in models(config):
+        # Their positions are learned.
+        unrotated = {
+            id(part)
+            for owner in model.modules()
+            if isinstance(owner, VisionEncoder | DepthTransformer)
+            for part in owner.modules()
+        }
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 _norm(len(module.weight))
             elif isinstance(module, FeedForward):
                 _swiglu(module.down.in_features)
             elif isinstance(module, Attention):
-                for rotate in (True, False):
-                    _attention(module, rotate=rotate)
+                _attention(module, rotate=id(module) not in unrotated)
 
 
 def _describe(launch: triton_support.Launch) -> str:
     kernel = launch.kernel.fn.__name__
     shown = {k: v for k, v in launch.constants.items() if k not in ("num_warps", "maxnreg", "EPS", "IGNORE")}
-    dtypes = {str(a.dtype).removeprefix("torch.") for a in launch.arguments if isinstance(a, torch.Tensor)}
-    return f"{kernel} {' '.join(f'{k}={v}' for k, v in shown.items())}, {'/'.join(sorted(dtypes))}"
+    dtypes = [SHORT[a.dtype] for a in launch.arguments if isinstance(a, torch.Tensor)]
+    return f"{kernel} {' '.join(f'{k}={v}' for k, v in shown.items())}, {' '.join(dtypes)}"
 
 
 def model_variants() -> list[Variant]:

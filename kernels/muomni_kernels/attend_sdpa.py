@@ -53,6 +53,11 @@ def decode(
     n_queries, first = q.shape[1], 0
     if q.device.type == "cpu" and not torch.compiler.is_compiling():
         longest, shortest = int(lengths.max()), int(lengths.min())
+        if shortest < n_queries or longest > k_cache.shape[1]:
+            raise ValueError(
+                f"lengths: expected {n_queries} (the new queries) to {k_cache.shape[1]} (the caches), got "
+                f"{lengths.tolist()[:8]}."
+            )
         first = 0 if window is None else max(0, shortest - n_queries + 1 - window)
         k_cache, v_cache = k_cache[:, first:longest], v_cache[:, first:longest]
         if n_queries == 1 and shortest == longest:

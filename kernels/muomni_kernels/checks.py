@@ -21,6 +21,14 @@ def one_device(name: str, x: torch.Tensor, **others: torch.Tensor | None) -> Non
             )
 
 
+def apart(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """other, as a tensor of its own where it is x itself.
+
+    Of one tensor given twice to an autograd function torch.compile counts one gradient (torch 2.11) or refuses (2.13).
+    """
+    return other.view_as(other) if other is x else other
+
+
 def offsets_like(name: str, cu: torch.Tensor) -> None:
     """Raises ValueError unless cu has the shape and dtype of offsets, (clips + 1,) int32 or int64."""
     if cu.ndim != 1 or cu.shape[0] < 1 or cu.dtype not in (torch.int64, torch.int32):

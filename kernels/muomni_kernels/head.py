@@ -47,7 +47,7 @@ def linear_cross_entropy(
     """
     _check(x, weight, labels, bias)
     _check_options(label_smoothing, z_loss, softcap, reduction)
-    heads = x.ndim == 3
+    heads, weight = x.ndim == 3, checks.apart(x, weight)
     if not heads:
         x, weight, labels = x[:, None], weight[None], labels[:, None]
         bias = None if bias is None else bias[None]

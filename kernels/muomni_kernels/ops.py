@@ -7,13 +7,19 @@ import torch
 from muomni_kernels import checks, reference, registry, rowwise, triton_support
 
 
-def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
+def _check_eps(eps: float) -> None:
+    if not eps >= 0.0:
+        raise ValueError(f"eps: expected a number of at least 0, got {eps}.")
+
+
+def _check_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> None:
     if weight.ndim != 1 or x.ndim < 1 or x.shape[-1] != weight.shape[0]:
         raise ValueError(
             f"weight: expected ({x.shape[-1] if x.ndim else '?'},) for x {tuple(x.shape)}, got {tuple(weight.shape)}."
         )
     checks.floating("x", x)
     checks.floating("weight", weight)
+    _check_eps(eps)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6) -> torch.Tensor:
@@ -24,7 +30,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6) -> tor
     Accumulated in fp32 (fp64 stays fp64). Returns x's shape and dtype. Differentiable in x and weight.
     Raises ValueError for other widths, dtypes or devices. Source: Zhang and Sennrich, 2019.
     """
-    _check_norm(x, weight)
+    _check_norm(x, weight, eps)
     checks.one_device("x", x, weight=weight)
     return registry.select("rms_norm", x, weight, eps)(x, weight, eps)
 
@@ -41,11 +47,12 @@ def add_rms_norm(
     three; the gradient of s is folded into one pass over dx. Raises ValueError for other shapes, dtypes or
     devices.
     """
-    _check_norm(x, weight)
+    _check_norm(x, weight, eps)
     if residual.shape != x.shape:
         raise ValueError(f"residual: expected x's shape {tuple(x.shape)}, got {tuple(residual.shape)}.")
     checks.floating("residual", residual)
     checks.one_device("x", x, residual=residual, weight=weight)
+    residual = checks.apart(x, residual)
     return registry.select("add_rms_norm", x, residual, weight, eps)(x, residual, weight, eps)
 
 
@@ -69,6 +76,7 @@ def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         )
     checks.floating("x", x)
     checks.floating("cos", cos)
+    checks.floating("sin", sin)
     checks.one_device("x", x, cos=cos, sin=sin)
     return registry.select("rope", x, cos, sin)(x, cos, sin)
 
@@ -114,8 +122,14 @@ def qk_norm_rope(
                 f"{name}: expected ({qkv.shape[0]}, {head_dim // 2}), one angle a pair of features, got "
                 f"{tuple(table.shape)}."
             )
+        if table is not None:
+            checks.floating(name, table)
     checks.floating("qkv", qkv)
+    checks.floating("q_weight", q_weight)
+    checks.floating("k_weight", k_weight)
     checks.one_device("qkv", qkv, q_weight=q_weight, k_weight=k_weight, cos=cos, sin=sin)
+    _check_eps(eps)
+    k_weight = checks.apart(q_weight, k_weight)
     arguments = (qkv, q_weight, k_weight, cos, sin, n_heads, n_kv_heads, eps)
     return registry.select("qk_norm_rope", *arguments)(*arguments)
 

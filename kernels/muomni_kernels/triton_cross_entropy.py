@@ -86,8 +86,9 @@ def _finite(z, cols, V: tl.constexpr):
 
 @triton.jit
 def _ahead(z, z_y, y, cols):
-    """How many logits an arg-max would take before the label's; ties go to the lower index."""
-    ahead = (z > z_y[:, None]) | ((z == z_y[:, None]) & (cols[None, :] < y[:, None]))
+    """How many logits an arg-max would take before the label's; ties go to the lower index. NaN is never behind."""
+    behind = (z < z_y[:, None]) | ((z == z_y[:, None]) & (cols[None, :] >= y[:, None]))
+    ahead = ~behind
     return tl.sum(ahead.to(tl.int32), axis=1)
 
 

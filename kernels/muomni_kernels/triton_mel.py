@@ -23,8 +23,8 @@ REGISTERS = 96
 
 
 @triton.jit
-def _groups(cu_frames_ptr, cu_rows_ptr, rows, n_rows, n_clips, n_steps, FACTOR: tl.constexpr):
-    """First frame of each row and the end of its clip; an empty range for a row of no clip."""
+def _groups(cu_frames_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR: tl.constexpr):
+    """First frame of each row and the end of its clip, inside the frames; an empty range for a row of no clip."""
     low = tl.zeros_like(rows)
     high = low + n_clips
     # The last clip that starts at or before the row; offsets that repeat belong to empty clips.
@@ -37,19 +37,22 @@ def _groups(cu_frames_ptr, cu_rows_ptr, rows, n_rows, n_clips, n_steps, FACTOR: 
     first = tl.load(cu_frames_ptr + low, mask=there, other=0).to(tl.int64)
     end = tl.load(cu_frames_ptr + low + 1, mask=there, other=0).to(tl.int64)
     skipped = (rows - tl.load(cu_rows_ptr + low, mask=there, other=0)).to(tl.int64) * FACTOR
-    return tl.where(there, first + skipped, 0), tl.where(there, end, 0)
+    first = first + skipped
+    # Offsets on a GPU are not checked: whatever they say, nothing outside the frames is touched.
+    sound = there & (first >= 0)
+    return tl.where(sound, first, 0), tl.where(sound, tl.minimum(end, n_frames), 0)
 
 
 @triton.jit
 def mel_downsample_forward_kernel(
-    frames_ptr, cu_frames_ptr, cu_rows_ptr, out_ptr, n_rows, n_clips, n_steps,
+    frames_ptr, cu_frames_ptr, cu_rows_ptr, out_ptr, n_frames, n_rows, n_clips, n_steps,
     WIDTH: tl.constexpr, FACTOR: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows by BLOCK columns per program. MODE: index into MODES."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = (rows < n_rows)[:, None] & (cols < WIDTH)[None, :]
-    first, end = _groups(cu_frames_ptr, cu_rows_ptr, rows, n_rows, n_clips, n_steps, FACTOR)
+    first, end = _groups(cu_frames_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR)
     wide = rows.to(tl.int64)[:, None]
     value = tl.full([ROWS, BLOCK], float("-inf") if MODE == 2 else 0.0, dtype=tl.float32)
     for j in range(FACTOR):
@@ -71,13 +74,13 @@ def mel_downsample_forward_kernel(
 
 @triton.jit
 def mel_downsample_backward_kernel(
-    dy_ptr, frames_ptr, cu_frames_ptr, cu_rows_ptr, d_frames_ptr, n_rows, n_clips, n_steps,
+    dy_ptr, frames_ptr, cu_frames_ptr, cu_rows_ptr, d_frames_ptr, n_frames, n_rows, n_clips, n_steps,
     WIDTH: tl.constexpr, FACTOR: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of dy by BLOCK columns per program; writes the frames of these rows."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    first, end = _groups(cu_frames_ptr, cu_rows_ptr, rows, n_rows, n_clips, n_steps, FACTOR)
+    first, end = _groups(cu_frames_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR)
     there = (end > first)[:, None] & (cols < WIDTH)[None, :]
     wide = rows.to(tl.int64)[:, None]
     if MODE > 0:
@@ -110,6 +113,7 @@ def mel_downsample_backward_kernel(
 def _launch(
     kernel: object,
     tensors: tuple[torch.Tensor, ...],
+    n_frames: int,
     n_rows: int,
     n_clips: int,
     width: int,
@@ -119,7 +123,8 @@ def _launch(
     block = min(128, next_power_of_two(width))
     rows = max(1, 1024 // block)
     launch(
-        kernel, (ceil_div(n_rows, rows), ceil_div(width, block)), *tensors, n_rows, n_clips, n_clips.bit_length(),
+        kernel, (ceil_div(n_rows, rows), ceil_div(width, block)), *tensors, n_frames, n_rows, n_clips,
+        n_clips.bit_length(),
         WIDTH=width, FACTOR=factor, MODE=MODES.index(mode), ROWS=rows, BLOCK=block, maxnreg=REGISTERS,
     )  # fmt: skip
 
@@ -132,7 +137,16 @@ def forward(
     out = frames.new_empty(n_rows, width * (factor if mode == "stack" else 1))
     if out.numel():
         tensors = (frames.contiguous(), cu_frames, cu_rows, out)
-        _launch(mel_downsample_forward_kernel, tensors, n_rows, len(cu_frames) - 1, width, factor, mode)
+        _launch(
+            mel_downsample_forward_kernel,
+            tensors,
+            len(frames),
+            n_rows,
+            len(cu_frames) - 1,
+            width,
+            factor,
+            mode,
+        )
     return out
 
 
@@ -150,5 +164,14 @@ def backward(
     d_frames = dy.new_zeros(n_frames, width)
     if dy.numel() and d_frames.numel():
         tensors = (dy.contiguous(), frames.contiguous(), cu_frames, cu_rows, d_frames)
-        _launch(mel_downsample_backward_kernel, tensors, len(dy), len(cu_frames) - 1, width, factor, mode)
+        _launch(
+            mel_downsample_backward_kernel,
+            tensors,
+            n_frames,
+            len(dy),
+            len(cu_frames) - 1,
+            width,
+            factor,
+            mode,
+        )
     return d_frames

@@ -3,7 +3,7 @@
 Per level a tile of rows meets the codebook in blocks of words: score = |c|^2 - 2 r.c with r.c in fp32 (no tf32: a
 rounded score would name another word), a running best that only a smaller score replaces, so the lower index wins a
 tie. Then the word is gathered and taken off the residual. The residual and the sum of words lie in global memory, which
-for one tile means L1: held in registers they spill, because the product needs both its factors there.
+for one tile means the caches: held in registers they spill, because the product needs both its factors there.
 Bytes per row: 4 D read, 8 K + 4 D written; the codebooks come from L2. Arithmetic: 2 K S D a row, as K products.
 """
 

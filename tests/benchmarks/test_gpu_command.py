@@ -117,3 +117,42 @@ def test_earlier_results_are_set_aside(tmp_path: Path) -> None:
     for name in ("run", "run.1"):
         (tmp_path / name).mkdir()
     assert gpu._aside(tmp_path / "run") == tmp_path / "run.2"
+
+
+class Recorder(gpu.Run):
+    """Keeps the commands and has rows of its own; nothing is started."""
+
+    def run(self, name: str, *command: str, limit: float) -> gpu.Outcome:
+        self.commands = [*getattr(self, "commands", []), command]
+        return gpu.Outcome(code=0, tail="3 passed", seconds=1.0)
+
+    def rows(self) -> list[dict[str, object]]:
+        named = {"op": "rope", "variant": "8x4", "status": "ok"}
+        return [{**named, "contender": "triton"}, *getattr(self, "more", [])]
+
+
+def test_a_quick_run_takes_a_part_of_the_tests(tmp_path: Path) -> None:
+    run = Recorder(tmp_path, tmp_path, "cuda")
+    assert gpu.tests(run, 10.0, quick=True) == "ok: 3 passed" and gpu.tests(run, 10.0, quick=False)
+    quick, full = run.commands
+    assert gpu.QUICK_TESTS in quick and gpu.QUICK_TESTS not in full
+    names = (ROOT / "tests" / "kernels" / "test_gpu.py").read_text()
+    assert all(f"{word}_" in names for word in gpu.QUICK_TESTS.split(" or "))
+
+
+def test_a_wrong_kernel_of_ours_fails_the_command(tmp_path: Path) -> None:
+    run = Recorder(tmp_path, tmp_path, "cuda")
+    assert gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c") == "1 cases timed"
+    wrong = {"op": "rope", "variant": "8x4", "status": "wrong: output 0"}
+    run.more = [{**wrong, "contender": "liger"}]
+    assert "FAILED" not in gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
+    run.more = [{**wrong, "contender": "triton"}]
+    found = gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
+    assert found.startswith("FAILED, 1 of our own, the first rope 8x4 triton: wrong: output 0")
+
+
+def test_a_folder_that_holds_something_else_is_not_moved(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    done = _command("--device", "cpu", "--only", "rope", "--out", str(tmp_path))
+    assert done.returncode == 1 and "--out: expected a new or empty folder" in done.stdout
+    assert (tmp_path / "precious.txt").read_text() == "mine"

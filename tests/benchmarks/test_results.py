@@ -53,6 +53,17 @@ def test_a_wrong_kernel_is_left_to_the_reference() -> None:
     assert _table(wrong, _row("reference", 9.0))["eager"]["rms_norm"]["256"] == [[None, "reference"]]
 
 
+def test_a_kernel_must_win_in_every_variant_of_a_shape() -> None:
+    def rows(triton: float, reference: float, variant: str) -> list[Row]:
+        times = (("triton", triton), ("reference", reference))
+        return [_row(name, p50, variant=variant) for name, p50 in times]
+
+    both = _table(*rows(8.0, 10.0, "stack"), *rows(3.0, 4.0, "max"))
+    one = _table(*rows(10.0, 12.0, "stack"), *rows(20.0, 4.0, "max"))
+    assert both["eager"]["rms_norm"]["256"] == [[None, "triton"]]
+    assert one["eager"]["rms_norm"]["256"] == [[None, "reference"]]
+
+
 def test_rows_between_two_that_were_timed_take_the_nearer_ones_backend() -> None:
     times = {1_024: (9.0, 5.0), 4_096: (9.0, 5.0), 16_384: (5.0, 9.0), 65_536: (5.0, 9.0)}
     rows = [

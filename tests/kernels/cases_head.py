@@ -198,6 +198,35 @@ def test_of_equal_logits_the_first_is_the_likeliest(passes: str, randn: Randn) -
     assert top.tolist() == [True, False, False]
 
 
+def test_a_row_of_nan_has_no_likeliest_label(passes: str, randn: Randn) -> None:
+    x = randn(3, 8, seed=0, dtype=torch.float32)
+    x[1] = float("nan")
+    weight, labels = randn(80, 8, seed=1, dtype=torch.float32), torch.tensor([5, 5, 5], device=x.device)
+    with use_backend(None, "triton"):
+        losses, top = linear_cross_entropy(x, weight, labels, reduction="none")
+    assert not top[1] and losses.isnan().tolist() == [False, True, False]
+
+
+def test_one_tensor_as_states_and_as_weights_gets_both_gradients(randn: Randn) -> None:
+    x, labels = (
+        randn(4, 4, 8, seed=0, dtype=torch.float32).requires_grad_(),
+        torch.zeros(4, 4, dtype=torch.int64),
+    )
+    labels = labels.to(x.device)
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        return linear_cross_entropy(t, t, labels)[0].sum()
+
+    grads = []
+    for backend, function in (
+        ("reference", loss),
+        ("triton", torch.compile(loss, fullgraph=True, backend="aot_eager")),
+    ):
+        with use_backend(None, backend):
+            grads.append(torch.autograd.grad(function(x), x)[0])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_masked_vocabulary(passes: str, randn: Randn) -> None:
     """A bias of -inf leaves a class out, also a whole block of them."""
     (x, weight, bias), _ = tensors(5, (), 8, 140, randn, torch.float32)

@@ -98,6 +98,22 @@ def test_rows_that_do_not_fit_are_left_out(randn: Randn) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrong", [[0, 16, 40], [-8, 16, 20]])
+def test_offsets_that_are_wrong_touch_nothing_outside_the_frames(
+    wrong: list[int], mode: str, randn: Randn
+) -> None:
+    # The frames lie inside a larger buffer of NaN; 20 of them are there.
+    buffer = torch.full((60, 8), float("nan"), device=randn(1, seed=0, dtype=torch.float32).device)
+    buffer[20:40] = randn(20, 8, seed=0, dtype=torch.float32)
+    frames, cu = buffer[20:40], torch.tensor(wrong, dtype=torch.int32, device=buffer.device)
+    cu_rows = torch.tensor([0, 2, 5], dtype=torch.int32, device=buffer.device)
+    y = downsample.mel_downsample_forward(frames, cu, cu_rows, 8, mode, 5)
+    assert torch.isfinite(y).all()
+    d = downsample.mel_downsample_backward(torch.ones_like(y), frames, cu, cu_rows, 8, mode, 20)
+    assert d.shape == (20, 8) and torch.isfinite(d).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_compiled_without_a_break_equals_eager(mode: str, randn: Randn) -> None:
     x = randn(35, 8, seed=0, dtype=torch.float32).requires_grad_()
     cu = offsets([1, 8, 19, 0, 7], x.device)

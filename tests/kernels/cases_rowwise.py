@@ -139,6 +139,25 @@ def test_compiled_without_a_break_equals_eager_and_each_operator_is_one_node(ran
     assert nodes == {f"muomni.{name}.default" for name in OPERATORS}
 
 
+def test_one_tensor_given_twice_gets_both_gradients_also_when_compiled(randn: Randn) -> None:
+    x, w = (randn(*s, seed=i, dtype=torch.float32).requires_grad_() for i, s in enumerate([(6, 64), (64,)]))
+    head = randn(16, seed=2, dtype=torch.float32).requires_grad_()
+
+    def twice(x: torch.Tensor, w: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        y, s = add_rms_norm(x, x, w)
+        q, k, v = qk_norm_rope(y + s, head, head, n_heads=2, n_kv_heads=1)
+        return q.square().sum() + k.square().sum() + v.sum()
+
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    grads = []
+    for backend, function in (("reference", twice), ("triton", twice), ("triton", compiled)):
+        with use_backend(None, backend):
+            grads.append(torch.autograd.grad(function(x, w, head), (x, w, head)))
+    for found in grads[1:]:
+        for a, b in zip(found, grads[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 OPERATORS: dict[str, Callable[[Randn], tuple[object, ...]]] = {
     "rms_norm_forward": lambda r: (r(5, 12), r(12), 1e-6),
     "add_rms_norm_forward": lambda r: (r(5, 12), r(5, 12), r(12), 1e-6),

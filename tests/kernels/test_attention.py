@@ -382,3 +382,10 @@ def test_bounds_that_would_mix_documents_are_named(
     cu = torch.tensor(cu_seqlens, dtype=torch.int32)
     with pytest.raises(ValueError, match=match):
         attention(q, k, v, cu_seqlens=cu, max_seqlen=max_seqlen, causal=True)
+
+
+@pytest.mark.parametrize("lengths", [[-3, 4], [0, 4], [2, 5]])
+def test_decode_refuses_lengths_that_are_not_in_the_cache(lengths: list[int]) -> None:
+    q, cache = torch.zeros(2, 1, 2, 8), torch.zeros(2, 4, 2, 8)
+    with pytest.raises(ValueError, match=r"lengths: expected 1 \(the new queries\) to 4 \(the caches\), got"):
+        attention_decode(q, cache, cache, lengths=torch.tensor(lengths))

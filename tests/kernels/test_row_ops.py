@@ -145,6 +145,10 @@ BAD: dict[str, tuple[str, Callable[[], object]]] = {
     "angle rows": (r"cos: expected \(4, 3\)", lambda: qkv(z(4, 48), z(6), z(5, 3), z(5, 3))),
     "qkv dtype": ("qkv: expected a floating", lambda: qkv(z(4, 48).int(), z(6))),
     "qkv device": ("q_weight: expected qkv's device meta", lambda: qkv(z(4, 48).to("meta"), z(6))),
+    "eps": ("eps: expected a number of at least 0", lambda: rms_norm(z(2, 8), z(8), eps=-1.0)),
+    "sin dtype": ("sin: expected a floating", lambda: rope(z(4, 2, 8), z(4, 4), z(4, 4).int())),
+    "head weight dtype": ("q_weight: expected a floating", lambda: qkv(z(4, 48), z(6).int())),
+    "angle dtype": ("cos: expected a floating", lambda: qkv(z(4, 48), z(6), z(4, 3).int(), z(4, 3))),
     "odd width": ("even last dimension", lambda: swiglu(z(3, 5))),
     "swiglu dtype": ("gate_up: expected a floating", lambda: swiglu(z(3, 6).int())),
 }
