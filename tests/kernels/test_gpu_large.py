@@ -5,10 +5,12 @@ With MUOMNI_GPU_TESTS_DEVICE=cpu the same bodies run on small tensors, see test_
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import muomni_kernels as ops
 import pytest
 import torch
+from muomni_kernels import triton_support
 
 DEVICE = os.environ.get("MUOMNI_GPU_TESTS_DEVICE", "cuda")
 CUDA = DEVICE == "cuda"
@@ -85,3 +87,27 @@ def test_a_head_of_more_labels_times_classes_than_int32_holds() -> None:
     assert abs(float(total) - float(loss)) <= 1e-5 * float(loss)
     # Each of the four is rounded to bf16, and so is the whole.
     assert (dw.double() - dw_total).abs().max() <= 2**-6 * dw_total.abs().max()
+
+
+def test_the_last_rows_of_more_logits_than_int32_holds() -> None:
+    """The row pass itself: the head above gives it a chunk at a time, which never is that large."""
+    if triton_support.available() is None:
+        from muomni_kernels.triton_cross_entropy import cross_entropy_rows
+    else:
+        from muomni_kernels.head_chunks import cross_entropy_rows
+    classes = 32_768 if CUDA else 128
+    rows = ELEMENTS // classes + 8
+    logits = rand(1, rows, classes, seed=0)
+    labels = torch.randint(classes, (1, rows), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    options: dict[str, Any] = {
+        "ignore_index": -100, "label_smoothing": 0.0, "z_loss": 0.0, "softcap": 0.0, "gradient": True,
+    }  # fmt: skip
+    for last in (slice(rows - 8, rows), slice(rows // 2, rows // 2 + 8)):
+        part, part_labels = logits[:, last].clone(), labels[:, last].contiguous()
+        part_losses = torch.empty(1, 8, device=DEVICE)
+        cross_entropy_rows(part, None, part_labels, part_losses, None, first=0, **options)
+        whole, losses = logits.clone(), torch.full((1, rows), float("nan"), device=DEVICE)
+        cross_entropy_rows(whole, None, labels, losses, None, first=0, **options)
+        assert torch.equal(losses[:, last], part_losses) and torch.equal(whole[:, last], part)
+        assert torch.isfinite(losses).all()
+        del whole
