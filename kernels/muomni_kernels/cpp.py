@@ -75,6 +75,34 @@ def log_mel(
     return out
 
 
+def log_mel_downsample(
+    flat: torch.Tensor,
+    cu_samples: torch.Tensor,
+    cu_frames: torch.Tensor,
+    cu_rows: torch.Tensor,
+    spec: MelSpec,
+    factor: int,
+    mode: str,
+    n_threads: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Ragged waveforms (n_samples,) -> out (n_rows, columns) float32 or bfloat16, contiguous.
+
+    Raises ValueError naming the first clip with a sample that is not finite.
+    """
+    # NumPy has no bfloat16: the extension writes its bits.
+    into = out.view(torch.uint16) if out.dtype == torch.bfloat16 else out
+    arrays = (flat.detach().contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy(), cu_rows.numpy())
+    bad_clip = extension().log_mel_downsample(
+        _tables(spec), *arrays, into.numpy(), factor=factor, mode=mode, hop_length=spec.hop_length,
+        padding=spec.padding, log=spec.log, floor=spec.floor, n_threads=n_threads,
+        simd=os.environ.get(SIMD_ENVIRONMENT, ""),
+    )  # fmt: skip
+    if bad_clip >= 0:
+        raise ValueError(mel_reference.not_finite(bad_clip))
+    return out
+
+
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(
