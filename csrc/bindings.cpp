@@ -6,8 +6,10 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "downsample.h"
+#include "element.h"
 #include "fused.h"
 #include "log_mel.h"
 
@@ -123,10 +125,27 @@ Groups check_rows(int64_t n_frames, int64_t width, const Array<T>& coarse, const
 }
 
 // The same for both directions of downsample; `fine` has the frames.
-Groups check_groups(const Array<float>& fine, const Array<float>& coarse, const Array<int64_t>& cu_fine,
+template <typename T>
+Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<int64_t>& cu_fine,
                     const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
     require(fine.ndim() == 2, "frames: expected two dimensions.");
     return check_rows(fine.shape(0), fine.shape(1), coarse, cu_fine, cu_coarse, factor, pool);
+}
+
+// Calls run with the element that arrays of T hold.
+template <typename T, typename Run>
+void with_element(const std::string& dtype, Run run) {
+    if constexpr (std::is_same_v<T, float>) {
+        require(dtype == "float32", "dtype: expected float32 for an array of float32, got " + dtype + ".");
+        run(Float32{});
+    } else {
+        require(dtype == "bfloat16" || dtype == "float16",
+                "dtype: expected bfloat16 or float16 for an array of uint16, got " + dtype + ".");
+        if (dtype == "bfloat16")
+            run(Bfloat16{});
+        else
+            run(Float16{});
+    }
 }
 
 template <typename Sample, typename Out>
@@ -146,28 +165,34 @@ int64_t run_log_mel_downsample(const MelTables& tables, const Array<Sample>& wav
     return log_mel_downsample(plan, from, ragged, groups, pool, static_cast<int>(n_threads), into);
 }
 
-void run_downsample(const Array<float>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
-                    int64_t factor, const std::string& mode, Array<float> out) {
+template <typename T>
+void run_downsample(const Array<T>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
+                    int64_t factor, const std::string& mode, Array<T> out, const std::string& dtype) {
     const Pool pool = pool_of(mode);
     const Groups groups = check_groups(frames, out, cu_frames, cu_rows, factor, pool);
-    const float* from = frames.data();
-    float* into = out.mutable_data();
-    py::gil_scoped_release release;
-    downsample(from, groups, pool, into);
+    const T* from = frames.data();
+    T* into = out.mutable_data();
+    with_element<T>(dtype, [&](auto element) {
+        py::gil_scoped_release release;
+        downsample<decltype(element)>(from, groups, pool, into);
+    });
 }
 
-void run_downsample_backward(const Array<float>& d_out, const Array<float>& frames, const Array<int64_t>& cu_frames,
-                             const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode,
-                             Array<float> d_frames) {
+template <typename T>
+void run_downsample_backward(const Array<T>& d_out, const Array<T>& frames, const Array<int64_t>& cu_frames,
+                             const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode, Array<T> d_frames,
+                             const std::string& dtype) {
     const Pool pool = pool_of(mode);
     const Groups groups = check_groups(d_frames, d_out, cu_frames, cu_rows, factor, pool);
     require(pool != Pool::max || (frames.ndim() == 2 && frames.shape(0) == d_frames.shape(0) &&
                                   frames.shape(1) == d_frames.shape(1)),
             "frames: expected the shape of d_frames.");
-    const float *gradient = d_out.data(), *from = frames.data();
-    float* into = d_frames.mutable_data();
-    py::gil_scoped_release release;
-    downsample_backward(gradient, from, groups, pool, into);
+    const T *gradient = d_out.data(), *from = frames.data();
+    T* into = d_frames.mutable_data();
+    with_element<T>(dtype, [&](auto element) {
+        py::gil_scoped_release release;
+        downsample_backward<decltype(element)>(gradient, from, groups, pool, into);
+    });
 }
 
 std::vector<std::string> level_names() {
@@ -204,9 +229,14 @@ PYBIND11_MODULE(_C, module) {
     define_fused(&run_log_mel_downsample<float, uint16_t>);
     define_fused(&run_log_mel_downsample<int16_t, float>);
     define_fused(&run_log_mel_downsample<int16_t, uint16_t>);
-    module.def("downsample", &run_downsample, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
-               py::arg("mode"), array("out"), "Ragged frames into out.");
-    module.def("downsample_backward", &run_downsample_backward, array("d_out"), array("frames"), array("cu_frames"),
-               array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"),
-               "Gradient of downsample into d_frames; only max reads frames.");
+    const auto define_downsample = [&](auto forward, auto backward) {
+        module.def("downsample", forward, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
+                   py::arg("mode"), array("out"), py::arg("dtype") = "float32",
+                   "Ragged frames into out: float32, or uint16 for the bits of the dtype bfloat16 or float16.");
+        module.def("downsample_backward", backward, array("d_out"), array("frames"), array("cu_frames"),
+                   array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"), py::arg("dtype") = "float32",
+                   "Gradient of downsample into d_frames; only max reads frames.");
+    };
+    define_downsample(&run_downsample<float>, &run_downsample_backward<float>);
+    define_downsample(&run_downsample<uint16_t>, &run_downsample_backward<uint16_t>);
 }

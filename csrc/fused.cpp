@@ -1,9 +1,8 @@
 // Log-mel and downsampling in one pass: each block of LANES frames is added to its rows while it is in the cache.
 #include "fused.h"
 
-#include <cstring>
-
 #include "blocks.h"
+#include "element.h"
 
 namespace muomni {
 
@@ -11,14 +10,8 @@ namespace {
 
 void convert(const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
 
-// bfloat16 is the upper half of a float; half a unit, less one where the kept part is even, rounds to nearest even.
-// There is no NaN here: a clip that is not finite is an error.
 void convert(const float* from, int64_t n, uint16_t* into) {
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, from + i, sizeof bits);
-        into[i] = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-    }
+    std::transform(from, from + n, into, Bfloat16::narrow);
 }
 
 // Takes the frames of whole groups one after another and writes the rows, in the order of additions of `downsample`.
