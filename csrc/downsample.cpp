@@ -28,7 +28,9 @@ template <typename Element>
 void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out) {
     using Stored = typename Element::Stored;
     const int64_t width = groups.width, factor = groups.factor;
-    std::vector<float> sum(std::is_same_v<Stored, float> ? 0 : static_cast<size_t>(width));
+    constexpr bool is_float = std::is_same_v<Stored, float>;
+    // Of half types the row and the next frame as floats: loops of one kind each become vector code.
+    std::vector<float> sum(is_float ? 0 : static_cast<size_t>(width)), widened(sum.size());
     for_groups(groups, [&](int64_t frame, int64_t count, int64_t row) {
         const Stored* x = frames + frame * width;
         if (pool == Pool::stack) {
@@ -37,21 +39,22 @@ void downsample(const typename Element::Stored* frames, const Groups& groups, Po
             return;
         }
         float* y = sum.data();
-        if constexpr (std::is_same_v<Stored, float>) y = out + row * width;
+        if constexpr (is_float) y = out + row * width;
         for (int64_t c = 0; c < width; ++c) y[c] = Element::wide(x[c]);
         for (int64_t f = 1; f < count; ++f) {
-            const Stored* next = x + f * width;
-            if (pool == Pool::mean)
-                for (int64_t c = 0; c < width; ++c) y[c] += Element::wide(next[c]);
+            const float* next = widened.data();
+            if constexpr (is_float)
+                next = x + f * width;
             else
-                for (int64_t c = 0; c < width; ++c) {
-                    const float candidate = Element::wide(next[c]);
-                    y[c] = larger(candidate, y[c]) ? candidate : y[c];
-                }
+                for (int64_t c = 0; c < width; ++c) widened[static_cast<size_t>(c)] = Element::wide(x[f * width + c]);
+            if (pool == Pool::mean)
+                for (int64_t c = 0; c < width; ++c) y[c] += next[c];
+            else
+                for (int64_t c = 0; c < width; ++c) y[c] = larger(next[c], y[c]) ? next[c] : y[c];
         }
         if (pool == Pool::mean)
             for (int64_t c = 0; c < width; ++c) y[c] /= static_cast<float>(count);
-        if constexpr (!std::is_same_v<Stored, float>)
+        if constexpr (!is_float)
             for (int64_t c = 0; c < width; ++c) out[row * width + c] = Element::narrow(y[c]);
     });
 }

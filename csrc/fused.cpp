@@ -10,8 +10,9 @@ namespace {
 
 void convert(const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
 
+// There is no NaN here: a clip that is not finite is an error.
 void convert(const float* from, int64_t n, uint16_t* into) {
-    std::transform(from, from + n, into, Bfloat16::narrow);
+    for (int64_t i = 0; i < n; ++i) into[i] = Bfloat16::narrow_number(from[i]);
 }
 
 // Takes the frames of whole groups one after another and writes the rows, in the order of additions of `downsample`.
