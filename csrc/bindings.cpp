@@ -6,8 +6,11 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "downsample.h"
+#include "element.h"
+#include "fused.h"
 #include "log_mel.h"
 
 namespace py = pybind11;
@@ -61,29 +64,37 @@ MelPlan make_plan(const MelTables& tables, int64_t hop_length, const std::string
             log == "ln" ? Log::natural : Log::whisper, floor, level_named(simd)};
 }
 
+// Checks offsets and the length rule of a ragged batch.
+template <typename Sample>
+Ragged check_ragged(const MelPlan& plan, const Array<Sample>& waveform, const Array<int64_t>& cu_samples,
+                    const Array<int64_t>& cu_frames, int64_t n_frames, int64_t n_threads) {
+    require(waveform.ndim() == 1, "waveform: expected (n_samples,).");
+    require(n_threads >= 1 && n_threads <= MAX_THREADS, "n_threads: expected 1 to 1024.");
+    check_offsets(cu_samples, waveform.size(), "cu_samples");
+    check_offsets(cu_frames, n_frames, "cu_frames");
+    require(cu_samples.size() == cu_frames.size(), "cu_samples, cu_frames: expected the same length.");
+    const int64_t *sample_at = cu_samples.data(), *frame_at = cu_frames.data(), n_clips = cu_samples.size() - 1;
+    for (int64_t i = 0; i < n_clips; ++i) {
+        const int64_t n_samples = sample_at[i + 1] - sample_at[i], clip_frames = frame_at[i + 1] - frame_at[i];
+        require(clip_frames == plan.frames(n_samples),
+                "cu_frames: clip " + std::to_string(i) + " does not follow the length rule.");
+        require(plan.padding == Padding::causal || clip_frames == 0 || n_samples > plan.tables.view.n_fft / 2,
+                "waveform: clip " + std::to_string(i) + " is too short to reflect.");
+    }
+    return {sample_at, frame_at, n_clips};
+}
+
 template <typename Sample>
 int64_t run_log_mel(const MelTables& tables, const Array<Sample>& waveform, const Array<int64_t>& cu_samples,
                     const Array<int64_t>& cu_frames, Array<float> out, int64_t hop_length, const std::string& padding,
                     const std::string& log, float floor, int64_t n_threads, const std::string& simd) {
     const MelPlan plan = make_plan(tables, hop_length, padding, log, floor, simd);
-    require(waveform.ndim() == 1, "waveform: expected (n_samples,).");
     require(out.ndim() == 2 && out.shape(1) == tables.view.n_mels, "out: expected (n_frames, n_mels) float32.");
-    require(n_threads >= 1 && n_threads <= MAX_THREADS, "n_threads: expected 1 to 1024.");
-    check_offsets(cu_samples, waveform.size(), "cu_samples");
-    check_offsets(cu_frames, out.shape(0), "cu_frames");
-    require(cu_samples.size() == cu_frames.size(), "cu_samples, cu_frames: expected the same length.");
-    const int64_t *sample_at = cu_samples.data(), *frame_at = cu_frames.data(), n_clips = cu_samples.size() - 1;
-    for (int64_t i = 0; i < n_clips; ++i) {
-        const int64_t n_samples = sample_at[i + 1] - sample_at[i], n_frames = frame_at[i + 1] - frame_at[i];
-        require(n_frames == plan.frames(n_samples),
-                "cu_frames: clip " + std::to_string(i) + " does not follow the length rule.");
-        require(plan.padding == Padding::causal || n_frames == 0 || n_samples > tables.view.n_fft / 2,
-                "waveform: clip " + std::to_string(i) + " is too short to reflect.");
-    }
+    const Ragged ragged = check_ragged(plan, waveform, cu_samples, cu_frames, out.shape(0), n_threads);
     const Sample* from = waveform.data();
     float* into = out.mutable_data();
     py::gil_scoped_release release;
-    return log_mel<Sample>(plan, from, {sample_at, frame_at, n_clips}, static_cast<int>(n_threads), into);
+    return log_mel<Sample>(plan, from, ragged, static_cast<int>(n_threads), into);
 }
 
 Pool pool_of(const std::string& mode) {
@@ -93,14 +104,15 @@ Pool pool_of(const std::string& mode) {
     return Pool::stack;
 }
 
-// Checks shapes, offsets and the length rule of both directions; `fine` has the frames, `coarse` the rows.
-Groups check_groups(const Array<float>& fine, const Array<float>& coarse, const Array<int64_t>& cu_fine,
-                    const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
+// Checks offsets and the length rule of rows of `width` columns a frame; `coarse` has the rows.
+template <typename T>
+Groups check_rows(int64_t n_frames, int64_t width, const Array<T>& coarse, const Array<int64_t>& cu_fine,
+                  const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
     require(factor >= 1 && factor <= MAX_FACTOR, "factor: expected 1 to 65536.");
-    require(fine.ndim() == 2 && coarse.ndim() == 2, "frames: expected two dimensions.");
-    const int64_t width = fine.shape(1), columns = pool == Pool::stack ? factor : 1;
-    require(width <= INT64_MAX / MAX_FACTOR && coarse.shape(1) == width * columns, "frames: wrong number of columns.");
-    check_offsets(cu_fine, fine.shape(0), "cu_frames");
+    require(coarse.ndim() == 2, "rows: expected two dimensions.");
+    const int64_t columns = pool == Pool::stack ? factor : 1;
+    require(width <= INT64_MAX / MAX_FACTOR && coarse.shape(1) == width * columns, "rows: wrong number of columns.");
+    check_offsets(cu_fine, n_frames, "cu_frames");
     check_offsets(cu_coarse, coarse.shape(0), "cu_rows");
     require(cu_fine.size() == cu_coarse.size(), "cu_frames, cu_rows: expected the same length.");
     const int64_t *frame_at = cu_fine.data(), *row_at = cu_coarse.data(), n_clips = cu_fine.size() - 1;
@@ -112,28 +124,75 @@ Groups check_groups(const Array<float>& fine, const Array<float>& coarse, const 
     return {frame_at, row_at, n_clips, width, factor};
 }
 
-void run_downsample(const Array<float>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
-                    int64_t factor, const std::string& mode, Array<float> out) {
-    const Pool pool = pool_of(mode);
-    const Groups groups = check_groups(frames, out, cu_frames, cu_rows, factor, pool);
-    const float* from = frames.data();
-    float* into = out.mutable_data();
-    py::gil_scoped_release release;
-    downsample(from, groups, pool, into);
+// The same for both directions of downsample; `fine` has the frames.
+template <typename T>
+Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<int64_t>& cu_fine,
+                    const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
+    require(fine.ndim() == 2, "frames: expected two dimensions.");
+    return check_rows(fine.shape(0), fine.shape(1), coarse, cu_fine, cu_coarse, factor, pool);
 }
 
-void run_downsample_backward(const Array<float>& d_out, const Array<float>& frames, const Array<int64_t>& cu_frames,
-                             const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode,
-                             Array<float> d_frames) {
+// Calls run with the element that arrays of T hold.
+template <typename T, typename Run>
+void with_element(const std::string& dtype, Run run) {
+    if constexpr (std::is_same_v<T, float>) {
+        require(dtype == "float32", "dtype: expected float32 for an array of float32, got " + dtype + ".");
+        run(Float32{});
+    } else {
+        require(dtype == "bfloat16" || dtype == "float16",
+                "dtype: expected bfloat16 or float16 for an array of uint16, got " + dtype + ".");
+        if (dtype == "bfloat16")
+            run(Bfloat16{});
+        else
+            run(Float16{});
+    }
+}
+
+template <typename Sample, typename Out>
+int64_t run_log_mel_downsample(const MelTables& tables, const Array<Sample>& waveform, const Array<int64_t>& cu_samples,
+                               const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows, Array<Out> out,
+                               int64_t factor, const std::string& mode, int64_t hop_length, const std::string& padding,
+                               const std::string& log, float floor, int64_t n_threads, const std::string& simd) {
+    const MelPlan plan = make_plan(tables, hop_length, padding, log, floor, simd);
+    const Pool pool = pool_of(mode);
+    require(cu_frames.ndim() == 1 && cu_frames.size() >= 1, "cu_frames: expected (n + 1,) int64.");
+    const int64_t n_frames = cu_frames.data()[cu_frames.size() - 1];
+    const Ragged ragged = check_ragged(plan, waveform, cu_samples, cu_frames, n_frames, n_threads);
+    const Groups groups = check_rows(n_frames, tables.view.n_mels, out, cu_frames, cu_rows, factor, pool);
+    const Sample* from = waveform.data();
+    Out* into = out.mutable_data();
+    py::gil_scoped_release release;
+    return log_mel_downsample(plan, from, ragged, groups, pool, static_cast<int>(n_threads), into);
+}
+
+template <typename T>
+void run_downsample(const Array<T>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
+                    int64_t factor, const std::string& mode, Array<T> out, const std::string& dtype) {
+    const Pool pool = pool_of(mode);
+    const Groups groups = check_groups(frames, out, cu_frames, cu_rows, factor, pool);
+    const T* from = frames.data();
+    T* into = out.mutable_data();
+    with_element<T>(dtype, [&](auto element) {
+        py::gil_scoped_release release;
+        downsample<decltype(element)>(from, groups, pool, into);
+    });
+}
+
+template <typename T>
+void run_downsample_backward(const Array<T>& d_out, const Array<T>& frames, const Array<int64_t>& cu_frames,
+                             const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode, Array<T> d_frames,
+                             const std::string& dtype) {
     const Pool pool = pool_of(mode);
     const Groups groups = check_groups(d_frames, d_out, cu_frames, cu_rows, factor, pool);
     require(pool != Pool::max || (frames.ndim() == 2 && frames.shape(0) == d_frames.shape(0) &&
                                   frames.shape(1) == d_frames.shape(1)),
             "frames: expected the shape of d_frames.");
-    const float *gradient = d_out.data(), *from = frames.data();
-    float* into = d_frames.mutable_data();
-    py::gil_scoped_release release;
-    downsample_backward(gradient, from, groups, pool, into);
+    const T *gradient = d_out.data(), *from = frames.data();
+    T* into = d_frames.mutable_data();
+    with_element<T>(dtype, [&](auto element) {
+        py::gil_scoped_release release;
+        downsample_backward<decltype(element)>(gradient, from, groups, pool, into);
+    });
 }
 
 std::vector<std::string> level_names() {
@@ -159,9 +218,25 @@ PYBIND11_MODULE(_C, module) {
     };
     define_log_mel(&run_log_mel<float>);
     define_log_mel(&run_log_mel<int16_t>);
-    module.def("downsample", &run_downsample, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
-               py::arg("mode"), array("out"), "Ragged frames into out.");
-    module.def("downsample_backward", &run_downsample_backward, array("d_out"), array("frames"), array("cu_frames"),
-               array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"),
-               "Gradient of downsample into d_frames; only max reads frames.");
+    const auto define_fused = [&](auto run) {
+        module.def("log_mel_downsample", run, py::arg("tables"), array("waveform"), array("cu_samples"),
+                   array("cu_frames"), array("cu_rows"), array("out"), py::kw_only(), py::arg("factor"), py::arg("mode"),
+                   py::arg("hop_length"), py::arg("padding"), py::arg("log"), py::arg("floor"), py::arg("n_threads"),
+                   py::arg("simd"),
+                   "Both in one; out is float32, or uint16 for the bits of bfloat16. Returns as log_mel does.");
+    };
+    define_fused(&run_log_mel_downsample<float, float>);
+    define_fused(&run_log_mel_downsample<float, uint16_t>);
+    define_fused(&run_log_mel_downsample<int16_t, float>);
+    define_fused(&run_log_mel_downsample<int16_t, uint16_t>);
+    const auto define_downsample = [&](auto forward, auto backward) {
+        module.def("downsample", forward, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
+                   py::arg("mode"), array("out"), py::arg("dtype") = "float32",
+                   "Ragged frames into out: float32, or uint16 for the bits of the dtype bfloat16 or float16.");
+        module.def("downsample_backward", backward, array("d_out"), array("frames"), array("cu_frames"),
+                   array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"), py::arg("dtype") = "float32",
+                   "Gradient of downsample into d_frames; only max reads frames.");
+    };
+    define_downsample(&run_downsample<float>, &run_downsample_backward<float>);
+    define_downsample(&run_downsample<uint16_t>, &run_downsample_backward<uint16_t>);
 }

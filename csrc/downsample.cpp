@@ -2,6 +2,10 @@
 #include "downsample.h"
 
 #include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "element.h"
 
 namespace muomni {
 
@@ -20,19 +24,29 @@ bool larger(float candidate, float best) { return candidate > best || (candidate
 
 }  // namespace
 
-void downsample(const float* frames, const Groups& groups, Pool pool, float* out) {
+template <typename Element>
+void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out) {
+    using Stored = typename Element::Stored;
     const int64_t width = groups.width, factor = groups.factor;
-    for_groups(groups, [=](int64_t frame, int64_t count, int64_t row) {
-        const float* x = frames + frame * width;
+    constexpr bool is_float = std::is_same_v<Stored, float>;
+    // Of half types the row and the next frame as floats: loops of one kind each become vector code.
+    std::vector<float> sum(is_float ? 0 : static_cast<size_t>(width)), widened(sum.size());
+    for_groups(groups, [&](int64_t frame, int64_t count, int64_t row) {
+        const Stored* x = frames + frame * width;
         if (pool == Pool::stack) {
-            float* y = out + row * factor * width;
-            std::fill(std::copy(x, x + count * width, y), y + factor * width, 0.0f);
+            Stored* y = out + row * factor * width;
+            std::fill(std::copy(x, x + count * width, y), y + factor * width, Stored{});
             return;
         }
-        float* y = out + row * width;
-        std::copy(x, x + width, y);
+        float* y = sum.data();
+        if constexpr (is_float) y = out + row * width;
+        for (int64_t c = 0; c < width; ++c) y[c] = Element::wide(x[c]);
         for (int64_t f = 1; f < count; ++f) {
-            const float* next = x + f * width;
+            const float* next = widened.data();
+            if constexpr (is_float)
+                next = x + f * width;
+            else
+                for (int64_t c = 0; c < width; ++c) widened[static_cast<size_t>(c)] = Element::wide(x[f * width + c]);
             if (pool == Pool::mean)
                 for (int64_t c = 0; c < width; ++c) y[c] += next[c];
             else
@@ -40,33 +54,46 @@ void downsample(const float* frames, const Groups& groups, Pool pool, float* out
         }
         if (pool == Pool::mean)
             for (int64_t c = 0; c < width; ++c) y[c] /= static_cast<float>(count);
+        if constexpr (!is_float)
+            for (int64_t c = 0; c < width; ++c) out[row * width + c] = Element::narrow(y[c]);
     });
 }
 
-void downsample_backward(const float* d_out, const float* frames, const Groups& groups, Pool pool, float* d_frames) {
+template <typename Element>
+void downsample_backward(const typename Element::Stored* d_out, const typename Element::Stored* frames,
+                         const Groups& groups, Pool pool, typename Element::Stored* d_frames) {
+    using Stored = typename Element::Stored;
     const int64_t width = groups.width, factor = groups.factor;
     for_groups(groups, [=](int64_t frame, int64_t count, int64_t row) {
-        float* dx = d_frames + frame * width;
+        Stored* dx = d_frames + frame * width;
         if (pool == Pool::stack) {
-            const float* dy = d_out + row * factor * width;
+            const Stored* dy = d_out + row * factor * width;
             std::copy(dy, dy + count * width, dx);
             return;
         }
-        const float* dy = d_out + row * width;
+        const Stored* dy = d_out + row * width;
         if (pool == Pool::mean) {
-            for (int64_t f = 0; f < count; ++f)
-                for (int64_t c = 0; c < width; ++c) dx[f * width + c] = dy[c] / static_cast<float>(count);
+            for (int64_t c = 0; c < width; ++c) dx[c] = Element::narrow(Element::wide(dy[c]) / static_cast<float>(count));
+            for (int64_t f = 1; f < count; ++f) std::copy(dx, dx + width, dx + f * width);
             return;
         }
-        std::fill(dx, dx + count * width, 0.0f);
-        const float* x = frames + frame * width;
+        std::fill(dx, dx + count * width, Stored{});
+        const Stored* x = frames + frame * width;
         for (int64_t c = 0; c < width; ++c) {
             int64_t best = 0;
             for (int64_t f = 1; f < count; ++f)
-                if (larger(x[f * width + c], x[best * width + c])) best = f;
+                if (larger(Element::wide(x[f * width + c]), Element::wide(x[best * width + c]))) best = f;
             dx[best * width + c] = dy[c];
         }
     });
 }
+
+#define MUOMNI_ELEMENT(Element)                                                                                    \
+    template void downsample<Element>(const Element::Stored*, const Groups&, Pool, Element::Stored*);              \
+    template void downsample_backward<Element>(const Element::Stored*, const Element::Stored*, const Groups&, Pool, \
+                                               Element::Stored*);
+MUOMNI_ELEMENT(Float32)
+MUOMNI_ELEMENT(Bfloat16)
+MUOMNI_ELEMENT(Float16)
 
 }  // namespace muomni

@@ -14,11 +14,15 @@ struct Groups {
     int64_t n_clips, width, factor;
 };
 
-// frames: (cu_frames[n_clips], width); out: (cu_rows[n_clips], width), or factor * width columns for stack.
-void downsample(const float* frames, const Groups& groups, Pool pool, float* out);
+// frames: (cu_frames[n_clips], width); out: (cu_rows[n_clips], width), or factor * width columns for stack; both of
+// Element (element.h). Sums are of float.
+template <typename Element>
+void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out);
 
 // d_frames is written everywhere. For max the gradient goes to the first frame that holds the maximum; the other
 // two do not read frames.
-void downsample_backward(const float* d_out, const float* frames, const Groups& groups, Pool pool, float* d_frames);
+template <typename Element>
+void downsample_backward(const typename Element::Stored* d_out, const typename Element::Stored* frames,
+                         const Groups& groups, Pool pool, typename Element::Stored* d_frames);
 
 }  // namespace muomni

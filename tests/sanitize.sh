@@ -27,5 +27,7 @@ assert b"__asan_init" in open(cpp.extension().__file__, "rb").read(), "the exten
 CHECK
 
 # Capture would swallow the report of the finding that ends the process.
-"$python" -m pytest -q --capture=no -p no:cacheprovider tests/kernels/test_mel.py tests/kernels/test_mel_extension.py
+"$python" -m pytest -q --capture=no -p no:cacheprovider tests/kernels/test_mel.py \
+    tests/kernels/test_mel_extension.py tests/kernels/test_mel_fused.py \
+    tests/kernels/test_mel_half.py
 echo "sanitize: no findings"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from muomni_kernels.head import linear_cross_entropy
     from muomni_kernels.lengths import chunk_and_pad, token_lengths
     from muomni_kernels.mel import log_mel
+    from muomni_kernels.mel_fused import log_mel_downsample
     from muomni_kernels.mel_reference import mel_filterbank, mel_frames
     from muomni_kernels.mel_stream import StreamingLogMel
     from muomni_kernels.ops import add_rms_norm, qk_norm_rope, rms_norm, rope, swiglu
@@ -30,6 +31,7 @@ _LAZY: dict[str, str] = {
     "attention_decode": "muomni_kernels.attend",
     "linear_cross_entropy": "muomni_kernels.head",
     "log_mel": "muomni_kernels.mel",
+    "log_mel_downsample": "muomni_kernels.mel_fused",
     "mel_downsample": "muomni_kernels.downsample",
     "mel_filterbank": "muomni_kernels.mel_reference",
     "mel_frames": "muomni_kernels.mel_reference",
@@ -51,6 +53,7 @@ __all__ = [
     "doctor_rows",
     "linear_cross_entropy",
     "log_mel",
+    "log_mel_downsample",
     "mel_downsample",
     "mel_filterbank",
     "mel_frames",

@@ -7,6 +7,7 @@ import importlib
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -44,6 +45,14 @@ def _tables(spec: MelSpec) -> Any:
     )
 
 
+def _array(x: torch.Tensor) -> np.ndarray:
+    """A view of a float tensor for the extension: of half types the bits, since NumPy has no bfloat16."""
+    return (x if x.dtype == torch.float32 else x.view(torch.uint16)).numpy()
+
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
 def log_mel_supports(flat: torch.Tensor, *_: object) -> str | None:
     """None when this backend can run log_mel on the waveform, else the reason against it."""
     if flat.device.type != "cpu":
@@ -75,14 +84,43 @@ def log_mel(
     return out
 
 
+def log_mel_downsample(
+    flat: torch.Tensor,
+    cu_samples: torch.Tensor,
+    cu_frames: torch.Tensor,
+    cu_rows: torch.Tensor,
+    spec: MelSpec,
+    factor: int,
+    mode: str,
+    n_threads: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Ragged waveforms (n_samples,) -> out (n_rows, columns) float32 or bfloat16, contiguous.
+
+    Raises ValueError naming the first clip with a sample that is not finite.
+    """
+    arrays = (flat.detach().contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy(), cu_rows.numpy())
+    bad_clip = extension().log_mel_downsample(
+        _tables(spec), *arrays, _array(out), factor=factor, mode=mode, hop_length=spec.hop_length,
+        padding=spec.padding, log=spec.log, floor=spec.floor, n_threads=n_threads,
+        simd=os.environ.get(SIMD_ENVIRONMENT, ""),
+    )  # fmt: skip
+    if bad_clip >= 0:
+        raise ValueError(mel_reference.not_finite(bad_clip))
+    return out
+
+
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
     ) -> torch.Tensor:
         frames = frames.contiguous()
-        out = torch.empty(int(cu_rows[-1]), frames.shape[1] * (factor if mode == "stack" else 1))
-        extension().downsample(frames.numpy(), cu_frames.numpy(), cu_rows.numpy(), factor, mode, out.numpy())
+        out = frames.new_empty(int(cu_rows[-1]), frames.shape[1] * (factor if mode == "stack" else 1))
+        extension().downsample(
+            _array(frames), cu_frames.numpy(), cu_rows.numpy(), factor, mode, _array(out),
+            dtype=_DTYPES[frames.dtype],
+        )  # fmt: skip
         # Only max looks at the frames again.
         ctx.save_for_backward(frames if mode == "max" else frames.new_empty(0, 0), cu_frames, cu_rows)
         ctx.shape, ctx.factor, ctx.mode = frames.shape, factor, mode
@@ -91,23 +129,24 @@ class _Downsample(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        d_frames = torch.empty(ctx.shape)
-        frames, cu_frames, cu_rows = (tensor.numpy() for tensor in ctx.saved_tensors)
+        frames, cu_frames, cu_rows = ctx.saved_tensors
+        d_frames = frames.new_empty(ctx.shape)
         extension().downsample_backward(
-            grads[0].contiguous().numpy(), frames, cu_frames, cu_rows, ctx.factor, ctx.mode, d_frames.numpy()
-        )
+            _array(grads[0].contiguous()), _array(frames), cu_frames.numpy(), cu_rows.numpy(), ctx.factor, ctx.mode,
+            _array(d_frames), dtype=_DTYPES[frames.dtype],
+        )  # fmt: skip
         return d_frames, None, None, None, None
 
 
 def downsample_supports(frames: torch.Tensor, *_: object) -> str | None:
     """None when this backend can run mel_downsample on the frames, else the reason against it."""
-    if frames.dtype != torch.float32 or frames.device.type != "cpu":
-        return f"needs float32 on the CPU, got {frames.dtype} on {frames.device}"
+    if frames.dtype not in _DTYPES or frames.device.type != "cpu":
+        return f"needs float32, bfloat16 or float16 on the CPU, got {frames.dtype} on {frames.device}"
     return available()
 
 
 def downsample(
     frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
 ) -> torch.Tensor:
-    """Ragged frames (n, width) float32 -> (m, width or factor * width)."""
+    """Ragged frames (n, width) float32, bfloat16 or float16 -> (m, width or factor * width)."""
     return _Downsample.apply(frames, cu_frames, cu_rows, factor, mode)  # pyright: ignore[reportReturnType]

@@ -12,6 +12,14 @@ from muomni_kernels import checks, cpp, mel_reference, registry, triton_support
 from muomni_kernels.library import operator
 
 
+def check_groups(factor: int, mode: str) -> None:
+    """Raises ValueError for a factor or mode that mel_downsample does not know."""
+    if not 1 <= factor <= 65_536 or mode not in ("stack", "mean", "max"):
+        raise ValueError(
+            f"factor, mode: expected 1 to 65536 and stack, mean or max, got {factor} and {mode!r}."
+        )
+
+
 def mel_downsample(
     frames: torch.Tensor,
     *,
@@ -35,10 +43,7 @@ def mel_downsample(
     """
     if frames.ndim != 2 or not frames.is_floating_point():
         raise ValueError(f"frames: expected (n, width) float, got {tuple(frames.shape)} {frames.dtype}.")
-    if not 1 <= factor <= 65_536 or mode not in ("stack", "mean", "max"):
-        raise ValueError(
-            f"factor, mode: expected 1 to 65536 and stack, mean or max, got {factor} and {mode!r}."
-        )
+    check_groups(factor, mode)
     if n_rows is not None and n_rows < 0:
         raise ValueError(f"n_rows: expected at least 0, got {n_rows}.")
     n = frames.shape[0]

@@ -13,20 +13,30 @@ from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 __all__ = ["log_mel", "mel_filterbank", "mel_frames"]
 
 
-def _offsets(counts: list[int]) -> torch.Tensor:
+def offsets_of(counts: list[int]) -> torch.Tensor:
+    """(n + 1,) int64: where each of n consecutive parts begins, and the end."""
     return torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
 
 
-def _as_waveform(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
+def as_waveform(
+    waveform: np.ndarray | torch.Tensor, cu_samples: np.ndarray | torch.Tensor | None
+) -> torch.Tensor:
+    """The waveform as a tensor. Raises ValueError for a dtype or shape that log_mel does not take."""
     if isinstance(waveform, np.ndarray):
         # torch takes neither negative strides nor, without a warning, read-only memory.
         waveform = torch.from_numpy(np.require(waveform, requirements=["C", "W"]))
     if waveform.dtype not in (torch.float32, torch.int16):
         raise ValueError(f"waveform: expected float32 or int16, got {waveform.dtype}.")
+    if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and cu_samples is not None):
+        raise ValueError(
+            "waveform: expected (n_samples,), (B, n_samples) or flat with cu_samples, got "
+            f"{tuple(waveform.shape)}."
+        )
     return waveform
 
 
-def _check_spec(spec: MelSpec, n_threads: int) -> None:
+def check_spec(spec: MelSpec, n_threads: int) -> None:
+    """Raises ValueError for settings that log_mel does not take."""
     for name, value, known in (
         ("padding", spec.padding, ("causal", "reflect")),
         ("log", spec.log, ("ln", "whisper")),
@@ -44,6 +54,29 @@ def _check_spec(spec: MelSpec, n_threads: int) -> None:
         raise ValueError(f"floor: expected a positive number that float32 holds, got {spec.floor}.")
     if not 1 <= n_threads <= 1024:
         raise ValueError(f"n_threads: expected 1 to 1024, got {n_threads}.")
+    mel_reference.filterbank_of(spec)
+
+
+def clips(
+    wave: torch.Tensor, cu_samples: np.ndarray | torch.Tensor | None, spec: MelSpec
+) -> tuple[torch.Tensor, list[int]]:
+    """Offsets of the clips in the flat waveform, (clips + 1,) int64, and the frames of each.
+
+    Raises ValueError for unsound offsets and for a clip too short to reflect.
+    """
+    if cu_samples is None:
+        cu = offsets_of([wave.shape[-1]] * (wave.shape[0] if wave.ndim == 2 else 1))
+    else:
+        cu = checks.offsets("cu_samples", cu_samples, wave.shape[0])
+    n_samples = cu.diff().tolist()
+    if spec.padding == "reflect":
+        for clip, n in enumerate(n_samples):
+            if spec.hop_length <= n <= spec.n_fft // 2:
+                raise ValueError(
+                    f"waveform: clip {clip} of {n} samples is too short to reflect; expected more than "
+                    f"{spec.n_fft // 2}. Drop it or use padding='causal'."
+                )
+    return cu, [mel_frames(n, hop_length=spec.hop_length, padding=spec.padding) for n in n_samples]
 
 
 def log_mel(
@@ -82,44 +115,29 @@ def log_mel(
     Raises ValueError for other shapes, dtypes or names, for a clip too short to reflect, and, on the CPU, for
     a clip that is not finite: its spectrum would be silence or noise without any symptom.
     """
-    wave = _as_waveform(waveform)
-    if wave.ndim not in (1, 2) or (wave.ndim == 2 and cu_samples is not None):
-        raise ValueError(
-            "waveform: expected (n_samples,), (B, n_samples) or flat with cu_samples, got "
-            f"{tuple(wave.shape)}."
-        )
+    wave = as_waveform(waveform, cu_samples)
     spec = MelSpec(
         sample_rate=sample_rate, n_fft=n_fft, win_length=win_length, hop_length=hop_length, n_mels=n_mels,
         f_min=f_min, f_max=f_max, scale=scale, padding=padding, log=log, floor=floor,
     )  # fmt: skip
-    _check_spec(spec, n_threads)
-    mel_reference.filterbank_of(spec)
-    if cu_samples is None:
-        cu = _offsets([wave.shape[-1]] * (wave.shape[0] if wave.ndim == 2 else 1))
-    else:
-        cu = checks.offsets("cu_samples", cu_samples, wave.shape[0])
-    n_samples = cu.diff().tolist()
-    n_frames = [mel_frames(n, hop_length=hop_length, padding=padding) for n in n_samples]
-    if padding == "reflect":
-        for clip, n in enumerate(n_samples):
-            if hop_length <= n <= n_fft // 2:
-                raise ValueError(
-                    f"waveform: clip {clip} of {n} samples is too short to reflect; expected more than "
-                    f"{n_fft // 2}. Drop it or use padding='causal'."
-                )
+    check_spec(spec, n_threads)
+    cu, n_frames = clips(wave, cu_samples, spec)
     shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), sum(n_frames[:1]), n_mels)
-    into = _check_out(out, shape, wave).view(sum(n_frames), n_mels)
-    arguments = (wave.reshape(-1), cu, _offsets(n_frames), spec, n_threads, into)
+    into = check_out(out, shape, torch.float32, wave).view(sum(n_frames), n_mels)
+    arguments = (wave.reshape(-1), cu, offsets_of(n_frames), spec, n_threads, into)
     return registry.select("log_mel", *arguments)(*arguments).view(shape)
 
 
-def _check_out(out: torch.Tensor | None, shape: tuple[int, ...], wave: torch.Tensor) -> torch.Tensor:
+def check_out(
+    out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, wave: torch.Tensor
+) -> torch.Tensor:
+    """out, or where it is None new memory on the waveform's device. Raises ValueError for another shape or kind."""
     if out is None:
-        return torch.empty(shape, device=wave.device)
-    if tuple(out.shape) != shape or out.dtype != torch.float32 or not out.is_contiguous():
+        return torch.empty(shape, dtype=dtype, device=wave.device)
+    if tuple(out.shape) != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(
-            f"out: expected contiguous float32 {shape}, got {tuple(out.shape)} {out.dtype} with strides "
-            f"{out.stride()}."
+            f"out: expected contiguous {str(dtype).removeprefix('torch.')} {shape}, got {tuple(out.shape)} "
+            f"{out.dtype} with strides {out.stride()}."
         )
     if out.device != wave.device or out.requires_grad or wave.requires_grad:
         raise ValueError(
@@ -129,7 +147,7 @@ def _check_out(out: torch.Tensor | None, shape: tuple[int, ...], wave: torch.Ten
     return out
 
 
-def _reference_log_mel(
+def reference_log_mel(
     flat: torch.Tensor,
     cu_samples: torch.Tensor,
     cu_frames: torch.Tensor,
@@ -137,6 +155,7 @@ def _reference_log_mel(
     n_threads: int,
     out: torch.Tensor,
 ) -> torch.Tensor:
+    """log_mel by the specification, clip by clip; into out unless a gradient is wanted."""
     wave = flat.float() / 32_768.0 if flat.dtype == torch.int16 else flat
     clips = [mel_reference.log_mel(wave[a:b], spec) for a, b in pairwise(cu_samples.tolist())]
     for index, clip in enumerate(clips):
@@ -148,4 +167,4 @@ def _reference_log_mel(
 
 
 registry.register("log_mel", "cpp", cpp.log_mel, supports=cpp.log_mel_supports, available=cpp.available)
-registry.register("log_mel", "reference", _reference_log_mel)
+registry.register("log_mel", "reference", reference_log_mel)

@@ -79,7 +79,7 @@ def ops() -> tuple[str, ...]:
 
 def load() -> None:
     """Register the backends of every op: each registers its own when its module is first imported."""
-    for module in ("ops", "head", "attend", "quantise", "mel", "downsample"):
+    for module in ("ops", "head", "attend", "quantise", "mel", "downsample", "mel_fused"):
         import_module(f"muomni_kernels.{module}")
 
 

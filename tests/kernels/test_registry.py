@@ -81,6 +81,7 @@ def test_doctor_lists_every_op_with_a_reason_where_it_cannot_run() -> None:
         "attention",
         "log_mel",
         "mel_downsample",
+        "log_mel_downsample",
     }
     for op, backend, runs, reason in rows:
         assert runs == (reason == ""), (op, backend)

@@ -1,0 +1,177 @@
+// Log-mel and downsampling in one pass: each block of LANES frames is added to its rows while it is in the cache.
+#include "fused.h"
+
+#include "blocks.h"
+#include "element.h"
+
+namespace muomni {
+
+namespace {
+
+void convert(const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
+
+// There is no NaN here: a clip that is not finite is an error.
+void convert(const float* from, int64_t n, uint16_t* into) {
+    for (int64_t i = 0; i < n; ++i) into[i] = Bfloat16::narrow_number(from[i]);
+}
+
+// Takes the frames of whole groups one after another and writes the rows, in the order of additions of `downsample`.
+template <typename Out>
+class Rows {
+public:
+    // in_place: a float row of stack is its frames, and they are written there before they are added.
+    Rows(const Groups& groups, Pool pool, bool in_place, Out* out)
+        : in_place(in_place), g_(groups), pool_(pool), out_(out), sum_(static_cast<size_t>(groups.width)) {}
+
+    const bool in_place;
+
+    // The next frame to come, the first of a group.
+    void start(int64_t frame) { seek(clip_of(g_.cu_frames, g_.n_clips, frame), frame); }
+
+    // Where a frame of a stacked row lies; frames rise from the one given to start.
+    Out* stacked(int64_t frame) {
+        while (frame >= g_.cu_frames[place_ + 1]) ++place_;
+        return out_ + (g_.cu_rows[place_] * g_.factor + frame - g_.cu_frames[place_]) * g_.width;
+    }
+
+    // frames: (last - first, width), following those of the call before.
+    void add(const float* frames, int64_t first, int64_t last) {
+        for (int64_t frame = first; frame < last; ++frame, frames += g_.width) {
+            if (frame == clip_end_) seek(clip_of(g_.cu_frames, g_.n_clips, frame), frame);
+            if (pool_ == Pool::stack)
+                stack(frames);
+            else
+                pool(frames);
+            if (++count_ == g_.factor || frame + 1 == clip_end_) {
+                finish();
+                ++row_;
+                count_ = 0;
+            }
+        }
+    }
+
+private:
+    void seek(int64_t clip, int64_t frame) {
+        place_ = clip;
+        clip_end_ = g_.cu_frames[clip + 1];
+        row_ = g_.cu_rows[clip] + (frame - g_.cu_frames[clip]) / g_.factor;
+        count_ = 0;
+    }
+
+    void stack(const float* x) {
+        if (!in_place) convert(x, g_.width, out_ + (row_ * g_.factor + count_) * g_.width);
+    }
+
+    void pool(const float* x) {
+        float* y = sum_.data();
+        if (count_ == 0)
+            std::copy(x, x + g_.width, y);
+        else if (pool_ == Pool::mean)
+            for (int64_t c = 0; c < g_.width; ++c) y[c] += x[c];
+        else
+            for (int64_t c = 0; c < g_.width; ++c) y[c] = x[c] > y[c] ? x[c] : y[c];
+    }
+
+    void finish() {
+        if (pool_ == Pool::stack) {
+            Out* y = out_ + row_ * g_.factor * g_.width;
+            std::fill(y + count_ * g_.width, y + g_.factor * g_.width, Out{});
+            return;
+        }
+        if (pool_ == Pool::mean)
+            for (float& y : sum_) y /= static_cast<float>(count_);
+        convert(sum_.data(), g_.width, out_ + row_ * g_.width);
+    }
+
+    const Groups& g_;
+    const Pool pool_;
+    Out* const out_;
+    std::vector<float> sum_;
+    int64_t place_ = 0, clip_end_ = 0, row_ = 0, count_ = 0;
+};
+
+// The first frame of a row; behind the last row, the number of frames.
+int64_t frame_of(const Groups& g, int64_t row) {
+    if (row >= g.cu_rows[g.n_clips]) return g.cu_frames[g.n_clips];
+    const int64_t clip = clip_of(g.cu_rows, g.n_clips, row);
+    return g.cu_frames[clip] + (row - g.cu_rows[clip]) * g.factor;
+}
+
+// Rows [first, last) of the natural logarithm, block by block.
+template <typename Sample, typename Out>
+void run_rows(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
+              Worker& worker, float* tile, Rows<Out>& rows) {
+    if (first == last) return;
+    const int64_t width = plan.tables.view.n_mels;
+    rows.start(first);
+    const auto place = [&](int64_t frame, int64_t begin) {
+        if constexpr (std::is_same_v<Out, float>)
+            if (rows.in_place) return rows.stacked(frame);
+        return tile + (frame - begin) * width;
+    };
+    run_blocks(plan, waveform, ragged, first, last, worker, place,
+               [&](int64_t begin, int64_t end) { rows.add(tile, begin, end); });
+}
+
+// Whisper's scale needs the maximum of a clip before anything is pooled: its frames wait in `tile`.
+template <typename Sample, typename Out>
+void run_clip(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t clip, Worker& worker,
+              float* tile, Rows<Out>& rows) {
+    const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1], width = plan.tables.view.n_mels;
+    if (first == last) return;
+    rows.start(first);
+    run_blocks(
+        plan, waveform, ragged, first, last, worker,
+        [=](int64_t frame, int64_t) { return tile + (frame - first) * width; }, [](int64_t, int64_t) {});
+    whisper_scale(tile, tile + (last - first) * width);
+    rows.add(tile, first, last);
+}
+
+}  // namespace
+
+template <typename Sample, typename Out>
+int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, const Groups& groups,
+                           Pool pool, int n_threads, Out* out) {
+    const bool whisper = plan.log == Log::whisper;
+    const int64_t n_clips = ragged.n_clips, n_frames = ragged.cu_frames[n_clips], n_rows = groups.cu_rows[n_clips];
+    const int64_t n_parts = whisper ? n_clips : n_rows;
+    const int64_t most = std::min((n_frames + LANES - 1) / LANES, n_parts);
+    const int64_t n_workers = std::max<int64_t>(1, std::min<int64_t>(n_threads, most));
+    const bool in_place = !whisper && pool == Pool::stack && std::is_same_v<Out, float>;
+    // Worker w has the clips or rows from share[w]: about as many frames or rows each.
+    std::vector<int64_t> share;
+    std::vector<std::vector<float>> tiles;
+    std::vector<Rows<Out>> rows;
+    for (int64_t w = 0; w <= n_workers; ++w)
+        share.push_back(!whisper          ? n_rows * w / n_workers
+                        : w == n_workers ? n_clips
+                                         : clip_of(ragged.cu_frames, n_clips, n_frames * w / n_workers));
+    // The first share begins with the empty clips, if any.
+    share[0] = 0;
+    for (size_t w = 0; w < static_cast<size_t>(n_workers); ++w) {
+        int64_t frames = LANES;
+        if (whisper)
+            for (int64_t clip = share[w]; clip < share[w + 1]; ++clip)
+                frames = std::max(frames, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip]);
+        tiles.emplace_back(in_place ? 0 : static_cast<size_t>(frames * plan.tables.view.n_mels));
+        rows.emplace_back(groups, pool, in_place, out);
+    }
+    std::vector<Worker> workers(static_cast<size_t>(n_workers), Worker(plan.tables));
+    return run_workers(workers, ragged, [&](Worker& worker, int64_t w) {
+        const size_t at = static_cast<size_t>(w);
+        float* tile = tiles[at].data();
+        if (!whisper)
+            run_rows(plan, waveform, ragged, frame_of(groups, share[at]), frame_of(groups, share[at + 1]), worker, tile,
+                     rows[at]);
+        else
+            for (int64_t clip = share[at]; clip < share[at + 1]; ++clip)
+                run_clip(plan, waveform, ragged, clip, worker, tile, rows[at]);
+    });
+}
+
+template int64_t log_mel_downsample(const MelPlan&, const float*, const Ragged&, const Groups&, Pool, int, float*);
+template int64_t log_mel_downsample(const MelPlan&, const float*, const Ragged&, const Groups&, Pool, int, uint16_t*);
+template int64_t log_mel_downsample(const MelPlan&, const int16_t*, const Ragged&, const Groups&, Pool, int, float*);
+template int64_t log_mel_downsample(const MelPlan&, const int16_t*, const Ragged&, const Groups&, Pool, int, uint16_t*);
+
+}  // namespace muomni

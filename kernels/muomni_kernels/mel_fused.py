@@ -1,0 +1,93 @@
+"""log_mel_downsample, waveform -> rows at 12.5 Hz in one pass: checks, documentation, dispatch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from muomni_kernels import cpp, downsample, mel, mel_reference, registry
+from muomni_kernels.mel_reference import MelSpec
+
+
+def log_mel_downsample(
+    waveform: np.ndarray | torch.Tensor,
+    *,
+    cu_samples: np.ndarray | torch.Tensor | None = None,
+    factor: int = 8,
+    mode: str = "stack",
+    dtype: torch.dtype = torch.float32,
+    out: torch.Tensor | None = None,
+    sample_rate: int = 16_000,
+    n_fft: int = 400,
+    win_length: int = 400,
+    hop_length: int = 160,
+    n_mels: int = 128,
+    f_min: float = 0.0,
+    f_max: float = 8_000.0,
+    scale: str = "slaney",
+    padding: str = "causal",
+    log: str = "ln",
+    floor: float = 1e-10,
+    n_threads: int = 1,
+) -> torch.Tensor:
+    """mel_downsample(log_mel(waveform)) of each clip, bit for bit the same, with no frame kept in memory.
+
+    waveform, cu_samples and the options from sample_rate on: as log_mel takes them.
+    factor, mode: as mel_downsample takes them.
+    dtype:        float32, or bfloat16: computed in float32, then rounded to nearest even.
+    out:          contiguous (n_rows, columns) of dtype on the CPU to write into and return, pinned or a slice of a
+                  batch buffer if you like; else allocated.
+    Returns (n_rows, columns) with columns n_mels, for "stack" factor * n_mels; (B, n_rows, columns) for a batch; for
+    ragged input the clips' rows one after another, ceil(frames / factor) each. log="whisper" needs a clip's maximum
+    before it can pool: there each thread holds the frames of one clip at a time. Differentiable in a waveform that
+    requires a gradient (by the reference).
+    Raises ValueError as log_mel and mel_downsample do, and for another dtype.
+    """
+    wave = mel.as_waveform(waveform, cu_samples)
+    spec = MelSpec(
+        sample_rate=sample_rate, n_fft=n_fft, win_length=win_length, hop_length=hop_length, n_mels=n_mels,
+        f_min=f_min, f_max=f_max, scale=scale, padding=padding, log=log, floor=floor,
+    )  # fmt: skip
+    mel.check_spec(spec, n_threads)
+    downsample.check_groups(factor, mode)
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}.")
+    cu, n_frames = mel.clips(wave, cu_samples, spec)
+    n_rows = [-(-n // factor) for n in n_frames]
+    columns = n_mels * (factor if mode == "stack" else 1)
+    total = sum(n_rows)
+    shape = (total, columns) if wave.ndim == 1 else (len(wave), sum(n_rows[:1]), columns)
+    into = mel.check_out(out, shape, dtype, wave).view(total, columns)
+    arguments = (
+        wave.reshape(-1), cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode, n_threads, into,
+    )  # fmt: skip
+    return registry.select("log_mel_downsample", *arguments)(*arguments).view(shape)
+
+
+def _reference(
+    flat: torch.Tensor,
+    cu_samples: torch.Tensor,
+    cu_frames: torch.Tensor,
+    cu_rows: torch.Tensor,
+    spec: MelSpec,
+    factor: int,
+    mode: str,
+    n_threads: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    frames = flat.new_empty(int(cu_frames[-1]), spec.n_mels, dtype=torch.float32)
+    frames = mel.reference_log_mel(flat, cu_samples, cu_frames, spec, n_threads, frames)
+    rows = mel_reference.downsample(
+        frames, cu_frames.to(flat.device), cu_rows.to(flat.device), factor, mode, len(out)
+    )
+    return rows.to(out.dtype) if rows.requires_grad else out.copy_(rows)
+
+
+registry.register(
+    "log_mel_downsample",
+    "cpp",
+    cpp.log_mel_downsample,
+    supports=cpp.log_mel_supports,
+    available=cpp.available,
+)
+registry.register("log_mel_downsample", "reference", _reference)
