@@ -146,8 +146,6 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
         share.push_back(!whisper          ? n_rows * w / n_workers
                         : w == n_workers ? n_clips
                                          : clip_of(ragged.cu_frames, n_clips, n_frames * w / n_workers));
-    // The first share begins with the empty clips, if any.
-    share[0] = 0;
     for (size_t w = 0; w < static_cast<size_t>(n_workers); ++w) {
         int64_t frames = LANES;
         if (whisper)
