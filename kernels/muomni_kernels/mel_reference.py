@@ -145,7 +145,8 @@ def downsample(
     """Ragged frames (n, width) -> (n_rows, width), or factor * width columns for stack; the host reads no offset."""
     n_frames, width = frames.shape
     if not n_frames or not n_rows:
-        return frames.new_zeros(n_rows, width * (factor if mode == "stack" else 1))
+        # Nothing to take, but still a function of the frames.
+        return frames.new_zeros(n_rows, width * (factor if mode == "stack" else 1)) + frames[:0].sum()
     rows = torch.arange(n_rows, device=frames.device)
     clip = torch.searchsorted(cu_rows, rows, right=True) - 1
     n_clips = len(cu_frames) - 1
