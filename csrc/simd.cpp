@@ -5,14 +5,14 @@ namespace muomni {
 
 #if defined(MUOMNI_X86_LEVELS)
 namespace avx512 {
-TransformBlock transform_block();
+SimdLevel level();
 }
 namespace avx2 {
-TransformBlock transform_block();
+SimdLevel level();
 }
 #endif
 namespace base {
-TransformBlock transform_block();
+SimdLevel level();
 }
 
 const std::vector<SimdLevel>& simd_levels() {
@@ -20,11 +20,10 @@ const std::vector<SimdLevel>& simd_levels() {
         std::vector<SimdLevel> found;
 #if defined(MUOMNI_X86_LEVELS)
         __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx512f")) found.push_back({"avx512", avx512::transform_block()});
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back({"avx2", avx2::transform_block()});
+        if (__builtin_cpu_supports("avx512f")) found.push_back(avx512::level());
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2::level());
 #endif
-        found.push_back({"base", base::transform_block()});
+        found.push_back(base::level());
         return found;
     }();
     return levels;

@@ -2,5 +2,6 @@
 #include "simd.h"
 
 #define MUOMNI_LEVEL base
+#define MUOMNI_NAME "base"
 #define MUOMNI_WIDTH 4
 #include "transform.inc.h"
