@@ -11,6 +11,8 @@
 
 namespace muomni {
 
+constexpr float WHISPER_RANGE = 8.0f;  // of log10: nothing is more below a clip's maximum
+
 inline float as_float(float sample) { return sample; }
 inline float as_float(int16_t sample) { return static_cast<float>(sample) * (1.0f / 32768.0f); }
 
@@ -35,6 +37,7 @@ struct Worker {
     std::unique_ptr<Lane[]> scratch;
     std::unique_ptr<float[]> samples;  // of frames that do not lie in the waveform as they are
     std::unique_ptr<float[]> unused;   // where lanes without a frame write
+    float largest[LANES];              // of each of a block's frames, for Whisper's scale
     int64_t first_bad = -1;            // the first frame that is not finite
 };
 
@@ -120,9 +123,42 @@ void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragge
         for (int lane = 0; lane < LANES; ++lane)
             block.out_rows[lane] = lane < n ? place(begin + lane, begin) : worker.unused.get();
         block.stream = stream && n == LANES;
+        if (plan.log == Log::whisper) block.largest = worker.largest;
         worker.note(plan.level.transform(plan.tables.view, plan.floor, unit, block, worker.scratch.get()), begin, n);
         done(begin, begin + n);
     }
+}
+
+// The frames of one clip of Whisper's logarithm, not yet scaled, into `out`; returns their largest value.
+template <typename Sample>
+float run_clip(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t clip, Worker& worker,
+               float* out) {
+    const int64_t first = ragged.cu_frames[clip], n_mels = plan.tables.view.n_mels;
+    float largest = -3.4e38f;
+    run_blocks(
+        plan, waveform, ragged, first, ragged.cu_frames[clip + 1], false, worker,
+        [=](int64_t frame, int64_t) { return out + (frame - first) * n_mels; },
+        [&](int64_t begin, int64_t end) {
+            largest = std::max(largest, *std::max_element(worker.largest, worker.largest + (end - begin)));
+        });
+    return largest;
+}
+
+// Workers' clips: worker w has those from shares[w], about as many frames each.
+inline std::vector<int64_t> share_clips(const Ragged& ragged, int64_t n_workers) {
+    const int64_t n_frames = ragged.cu_frames[ragged.n_clips];
+    std::vector<int64_t> shares;
+    for (int64_t w = 0; w < n_workers; ++w)
+        shares.push_back(w == 0 ? 0 : clip_of(ragged.cu_frames, ragged.n_clips, n_frames * w / n_workers));
+    shares.push_back(ragged.n_clips);
+    return shares;
+}
+
+inline int64_t longest_clip(const Ragged& ragged) {
+    int64_t longest = 0;
+    for (int64_t clip = 0; clip < ragged.n_clips; ++clip)
+        longest = std::max(longest, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip]);
+    return longest;
 }
 
 // Whether rows of `width` values go past the cache: whole lines, and more than it holds for their reader.

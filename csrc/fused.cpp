@@ -138,16 +138,13 @@ void run_means(const MelPlan& plan, const Sample* waveform, const Ragged& ragged
 
 // Whisper's scale needs the maximum of a clip before anything is pooled: its frames wait in `tile`.
 template <typename Sample, typename Out>
-void run_clip(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t clip, Worker& worker,
-              float* tile, Rows<Out>& rows) {
-    const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1], width = plan.tables.view.n_mels;
+void run_whisper(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t clip, Worker& worker,
+                 float* tile, Rows<Out>& rows) {
+    const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1];
     if (first == last) return;
+    const float lowest = run_clip(plan, waveform, ragged, clip, worker, tile) - WHISPER_RANGE;
+    plan.level.clamp_whisper(lowest, tile, (last - first) * plan.tables.view.n_mels, false, tile);
     rows.start(first);
-    run_blocks(
-        plan, waveform, ragged, first, last, false, worker,
-        [=](int64_t frame, int64_t) { return tile + (frame - first) * width; }, [](int64_t, int64_t) {});
-    const int64_t n = (last - first) * width;
-    plan.level.clamp_whisper(plan.level.largest(tile, n) - 8.0f, n, tile);
     rows.add(tile, first, last);
 }
 
@@ -166,24 +163,21 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
     const bool stream = pool == Pool::stack && streams(out, groups.width, n_rows * groups.factor);
     // Worker w has the clips or rows from shares[w]: about as many frames or rows each.
     std::vector<int64_t> shares;
-    std::vector<std::vector<float>> tiles;
+    if (whisper)
+        shares = share_clips(ragged, n_workers);
+    else
+        for (int64_t w = 0; w <= n_workers; ++w) shares.push_back(n_rows * w / n_workers);
+    const int64_t tile_frames = whisper ? std::max<int64_t>(LANES, longest_clip(ragged)) : LANES;
+    std::vector<std::unique_ptr<float[]>> tiles;
     std::vector<Rows<Out>> rows;
-    for (int64_t w = 0; w <= n_workers; ++w)
-        shares.push_back(!whisper          ? n_rows * w / n_workers
-                        : w == n_workers ? n_clips
-                                         : clip_of(ragged.cu_frames, n_clips, n_frames * w / n_workers));
-    for (size_t w = 0; w < static_cast<size_t>(n_workers); ++w) {
-        int64_t frames = LANES;
-        if (whisper)
-            for (int64_t clip = shares[w]; clip < shares[w + 1]; ++clip)
-                frames = std::max(frames, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip]);
-        tiles.emplace_back(in_place ? 0 : static_cast<size_t>(frames * plan.tables.view.n_mels));
+    for (int64_t w = 0; w < n_workers; ++w) {
+        tiles.emplace_back(in_place ? nullptr : new float[static_cast<size_t>(tile_frames * plan.tables.view.n_mels)]);
         rows.emplace_back(plan.level, groups, pool, in_place, stream, out);
     }
     std::vector<Worker> workers = make_workers(n_workers, plan.tables);
     return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const size_t at = static_cast<size_t>(w);
-        float* tile = tiles[at].data();
+        float* tile = tiles[at].get();
         if (means)
             run_means(plan, waveform, ragged, groups, shares[at], shares[at + 1], worker, tile, out);
         else if (!whisper)
@@ -191,7 +185,7 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
                      rows[at]);
         else
             for (int64_t clip = shares[at]; clip < shares[at + 1]; ++clip)
-                run_clip(plan, waveform, ragged, clip, worker, tile, rows[at]);
+                run_whisper(plan, waveform, ragged, clip, worker, tile, rows[at]);
     });
 }
 

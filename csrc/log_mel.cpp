@@ -7,60 +7,62 @@ namespace muomni {
 
 namespace {
 
-// Frames of one clip that one worker has, and their largest value.
-struct Piece {
-    int64_t clip, begin, end;
-    float largest;
-};
+constexpr int64_t CACHED_FRAMES = 2048;  // of a clip that waits in the cache for its maximum
 
-// Whisper's scale: nothing more than 8 below a clip's maximum, then (x + 4) / 4. A clip that one worker has whole is
-// scaled while it is in the cache; the pieces of the others wait for each other.
-class WhisperScale {
-public:
-    WhisperScale(const MelPlan& plan, const Ragged& ragged, float* out)
-        : plan_(plan), ragged_(ragged), out_(out), width_(plan.tables.view.n_mels) {}
-
-    // The worker's frames [first, last) are written up to `end`; at_ is where the last call stopped.
-    void advance(int64_t first, int64_t last, int64_t end) {
-        if (at_ < first) at_ = first;
-        while (at_ < end) {
-            const int64_t clip = clip_of(ragged_.cu_frames, ragged_.n_clips, at_);
-            const int64_t stop = std::min(last, ragged_.cu_frames[clip + 1]);
-            if (stop > end) return;
-            const Piece piece{clip, at_, stop, plan_.level.largest(out_ + at_ * width_, (stop - at_) * width_)};
-            if (at_ == ragged_.cu_frames[clip] && stop == ragged_.cu_frames[clip + 1])
-                scale(piece, piece.largest);
-            else
-                pieces.push_back(piece);
-            at_ = stop;
-        }
-    }
-
-    void scale(const Piece& piece, float maximum) const {
-        plan_.level.clamp_whisper(maximum - 8.0f, (piece.end - piece.begin) * width_, out_ + piece.begin * width_);
-    }
-
-    std::vector<Piece> pieces;
-
-private:
-    const MelPlan& plan_;
-    const Ragged& ragged_;
-    float* const out_;
-    const int64_t width_;
-    int64_t at_ = 0;
-};
-
-void scale_pieces(const std::vector<WhisperScale>& scales) {
-    share(static_cast<int64_t>(scales.size()), [&](int64_t w) {
-        const WhisperScale& own = scales[static_cast<size_t>(w)];
-        for (const Piece& piece : own.pieces) {
-            float maximum = piece.largest;
-            for (const WhisperScale& other : scales)
-                for (const Piece& part : other.pieces)
-                    if (part.clip == piece.clip) maximum = std::max(maximum, part.largest);
-            own.scale(piece, maximum);
+// Whisper's scale, clip by clip: a clip's maximum is known when its last frame is.
+template <typename Sample>
+int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, float* out) {
+    const int64_t n_mels = plan.tables.view.n_mels, longest = longest_clip(ragged);
+    // A long result goes past the cache once it is scaled.
+    const bool stream = longest <= CACHED_FRAMES && streams(out, n_mels, ragged.cu_frames[ragged.n_clips]);
+    const std::vector<int64_t> shares = share_clips(ragged, n_workers);
+    std::vector<std::unique_ptr<float[]>> waiting;
+    for (int64_t w = 0; w < n_workers; ++w)
+        waiting.emplace_back(stream ? new float[static_cast<size_t>(longest * n_mels)] : nullptr);
+    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
+    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+        for (int64_t clip = shares[static_cast<size_t>(w)]; clip < shares[static_cast<size_t>(w) + 1]; ++clip) {
+            const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1];
+            float* rows = stream ? waiting[static_cast<size_t>(w)].get() : out + first * n_mels;
+            const float largest = run_clip(plan, waveform, ragged, clip, worker, rows);
+            plan.level.clamp_whisper(largest - WHISPER_RANGE, rows, (last - first) * n_mels, stream, out + first * n_mels);
         }
     });
+}
+
+// The same for few clips and several threads: frames are shared, then scaled when all maxima are known.
+template <typename Sample>
+int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, float* out) {
+    const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
+    const auto first_of = [=](int64_t w) { return std::min((total / LANES + 1) * w / n_workers * LANES, total); };
+    const size_t n_clips = static_cast<size_t>(ragged.n_clips);
+    std::vector<std::vector<float>> largest(static_cast<size_t>(n_workers), std::vector<float>(n_clips, -3.4e38f));
+    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
+    const int64_t bad_clip = run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+        std::vector<float>& own = largest[static_cast<size_t>(w)];
+        run_blocks(
+            plan, waveform, ragged, first_of(w), first_of(w + 1), false, worker,
+            [=](int64_t frame, int64_t) { return out + frame * n_mels; },
+            [&](int64_t begin, int64_t end) {
+                for (int64_t frame = begin; frame < end; ++frame) {
+                    float& most = own[static_cast<size_t>(clip_of(ragged.cu_frames, ragged.n_clips, frame))];
+                    most = std::max(most, worker.largest[frame - begin]);
+                }
+            });
+    });
+    if (bad_clip >= 0) return bad_clip;
+    share(n_workers, [&](int64_t w) {
+        for (size_t clip = 0; clip < n_clips; ++clip) {
+            const int64_t first = std::max(first_of(w), ragged.cu_frames[clip]);
+            const int64_t last = std::min(first_of(w + 1), ragged.cu_frames[clip + 1]);
+            if (first >= last) continue;
+            float most = largest[0][clip];
+            for (const std::vector<float>& other : largest) most = std::max(most, other[clip]);
+            float* rows = out + first * n_mels;
+            plan.level.clamp_whisper(most - WHISPER_RANGE, rows, (last - first) * n_mels, false, rows);
+        }
+    });
+    return -1;
 }
 
 }  // namespace
@@ -69,26 +71,18 @@ template <typename Sample>
 int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int n_threads, float* out) {
     const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
     const int64_t blocks = (total + LANES - 1) / LANES, n_workers = worker_count(n_threads, total, blocks);
-    const bool whisper = plan.log == Log::whisper, stream = !whisper && streams(out, n_mels, total);
+    if (plan.log == Log::whisper)
+        return n_workers == 1 || ragged.n_clips >= 4 * n_workers
+                   ? whisper_clips(plan, waveform, ragged, n_workers, out)
+                   : whisper_frames(plan, waveform, ragged, n_workers, out);
+    const bool stream = streams(out, n_mels, total);
     std::vector<Worker> workers = make_workers(n_workers, plan.tables);
-    std::vector<WhisperScale> scales;
-    for (int64_t w = 0; w < n_workers; ++w) {
-        scales.emplace_back(plan, ragged, out);
-        scales.back().pieces.reserve(2);  // only the clips at both ends are shared with other workers
-    }
-    const int64_t bad_clip = run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const int64_t first = blocks * w / n_workers * LANES, last = std::min(blocks * (w + 1) / n_workers * LANES, total);
-        WhisperScale& scale = scales[static_cast<size_t>(w)];
         run_blocks(
             plan, waveform, ragged, first, last, stream, worker,
-            [=](int64_t frame, int64_t) { return out + frame * n_mels; },
-            [&](int64_t, int64_t end) {
-                if (whisper) scale.advance(first, last, end);
-            });
+            [=](int64_t frame, int64_t) { return out + frame * n_mels; }, [](int64_t, int64_t) {});
     });
-    if (bad_clip >= 0) return bad_clip;
-    if (whisper) scale_pieces(scales);
-    return -1;
 }
 
 template int64_t log_mel<float>(const MelPlan&, const float*, const Ragged&, int, float*);

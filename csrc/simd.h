@@ -19,6 +19,7 @@ namespace muomni {
 struct Block {
     const float* rows[LANES];  // n_fft samples each
     float* out_rows[LANES];    // n_mels each
+    float* largest;            // (LANES,) of each frame's values, or null
     const float* next;         // 2,560 samples to fetch for the block after this one, or null
     bool spaced;               // rows lie 160 samples apart, and n_fft is 400
     bool stream;               // out_rows are whole cache lines that nobody reads soon
@@ -33,8 +34,8 @@ struct SimdLevel {
     // any is not written. n_mels is a multiple of 8. Null where the plain way is as good.
     uint32_t (*pooled)(const TableView& tables, float floor, const Block& block, int n, Lane* scratch);
     void (*widen)(const int16_t* from, int64_t n, float* into);  // divides by 32,768
-    float (*largest)(const float* x, int64_t n);                 // n at least 1
-    void (*clamp_whisper)(float lowest, int64_t n, float* x);    // (max(x, lowest) + 4) / 4
+    // (max(x, lowest) + 4) / 4; stream as in Block. x may be `into`.
+    void (*clamp_whisper)(float lowest, const float* x, int64_t n, bool stream, float* into);
     // Of numbers, to nearest even; stream: `into` is whole cache lines that nobody reads soon.
     void (*to_bfloat16)(const float* from, int64_t n, bool stream, uint16_t* into);
     void (*add)(const float* x, int64_t n, float* into);

@@ -112,13 +112,21 @@ uint32_t log_bands(const TableView& tables, const float* power, float floor, flo
                    float* tile) {
     const Logarithm ln(tables.logarithm, unit);
     const float* weights = tables.weights;
-    Vec wrong[LANES / W] = {};
+    Vec wrong[LANES / W] = {}, largest[LANES / W];
+    for (Vec& each : largest) each = Vec{} - 3.4e38f;
     for (int eight = 0; 8 * eight < tables.n_mels; weights += 8 * tables.eight_bins[eight], ++eight) {
         float* into = tile + eight % 2 * 8 * LANES;
         for (int at = 0; at < LANES; at += W) {
             Vec sums[8];
             band_powers(tables, eight, weights, power + at, wrong[at / W], sums);
-            UNROLL for (int i = 0; i < 8; ++i) store(into + i * LANES + at, ln(larger(sums[i], floor)));
+            UNROLL for (int i = 0; i < 8; ++i) {
+                sums[i] = ln(larger(sums[i], floor));
+                store(into + i * LANES + at, sums[i]);
+            }
+            // The last eight may hold bands that are not there.
+            if (block.largest != nullptr)
+                for (int i = 0; i < 8 && 8 * eight + i < tables.n_mels; ++i)
+                    largest[at / W] = larger(sums[i], largest[at / W]);
         }
         const int band = 8 * eight;
         if (eight % 2 == 1 && band + 8 <= tables.n_mels) {
@@ -129,6 +137,8 @@ uint32_t log_bands(const TableView& tables, const float* power, float floor, flo
                 for (int l = 0; l < LANES; ++l) block.out_rows[l][first + i] = tile[i * LANES + l];
         }
     }
+    if (block.largest != nullptr)
+        for (int at = 0; at < LANES; at += W) store(block.largest + at, largest[at / W]);
     return wrong_lanes(wrong);
 }
 
@@ -150,24 +160,16 @@ void widen(const int16_t* from, int64_t n, float* into) {
     for (int64_t i = 0; i < n; ++i) into[i] = static_cast<float>(from[i]) * (1.0f / 32768.0f);
 }
 
-float largest(const float* x, int64_t n) {
-    Vec best = Vec{} - 3.4e38f;
+void clamp_whisper(float lowest, const float* x, int64_t n, bool stream, float* into) {
     int64_t i = 0;
     for (; i + W <= n; i += W) {
-        const Vec next = load(x + i);
-        const IntVec above = next > best;
-        best = (Vec)((above & (IntVec)next) | (~above & (IntVec)best));
+        const Vec scaled = larger(load(x + i), lowest) * 0.25f + 1.0f;
+        if (stream)
+            store_past_cache(into + i, scaled);
+        else
+            store(into + i, scaled);
     }
-    float found = i < n ? x[i] : best[0];
-    for (; i < n; ++i) found = x[i] > found ? x[i] : found;
-    for (int l = 0; l < W; ++l) found = best[l] > found ? best[l] : found;
-    return found;
-}
-
-void clamp_whisper(float lowest, int64_t n, float* x) {
-    int64_t i = 0;
-    for (; i + W <= n; i += W) store(x + i, (larger(load(x + i), lowest) + 4.0f) * 0.25f);
-    for (; i < n; ++i) x[i] = ((x[i] > lowest ? x[i] : lowest) + 4.0f) * 0.25f;
+    for (; i < n; ++i) into[i] = (x[i] > lowest ? x[i] : lowest) * 0.25f + 1.0f;
 }
 
 // Bits of bfloat16, rounded to nearest even; there is no NaN here: a clip that is not finite is an error.
@@ -198,7 +200,7 @@ void add(const float* x, int64_t n, float* into) {
 
 SimdLevel level();
 SimdLevel level() {
-    return {MUOMNI_NAME, run_block, run_pooled, widen, largest, clamp_whisper, to_bfloat16, add,
+    return {MUOMNI_NAME, run_block, run_pooled, widen, clamp_whisper, to_bfloat16, add,
             end_streams};
 }
 

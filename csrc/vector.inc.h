@@ -112,14 +112,18 @@ ALWAYS_INLINE void columns(const float* const* rows, int64_t n, Vec (&x)[4]) {
 }
 #endif
 
-ALWAYS_INLINE Vec larger(Vec x, float floor) {
+ALWAYS_INLINE Vec larger(Vec x, Vec y) {
 #if MUOMNI_WIDTH == 16
-    return (Vec)_mm512_max_ps((__m512)x, _mm512_set1_ps(floor));
+    return (Vec)_mm512_max_ps((__m512)x, (__m512)y);
+#elif MUOMNI_WIDTH == 8
+    return (Vec)_mm256_max_ps((__m256)x, (__m256)y);
 #else
-    const IntVec above = x > floor;
-    return (Vec)((above & (IntVec)x) | (~above & (IntVec)(Vec{} + floor)));
+    const IntVec above = x > y;
+    return (Vec)((above & (IntVec)x) | (~above & (IntVec)y));
 #endif
 }
+
+ALWAYS_INLINE Vec larger(Vec x, float y) { return larger(x, Vec{} + y); }
 
 #if MUOMNI_WIDTH == 16
 // unit * ln of normal positive x = m * 2^e, 1 <= m < 2: a table of 1 / c and ln c for the 32 intervals of m, and with
