@@ -90,7 +90,7 @@ def test_max_gives_its_gradient_to_the_first_frame_that_holds_it(randn: Randn) -
 def test_rows_that_do_not_fit_are_left_out(randn: Randn) -> None:
     x = randn(32, 8, seed=0, dtype=torch.float32).requires_grad_()
     cu = offsets([16, 16], x.device)
-    arguments = (x, cu, torch.tensor([0, 2, 4], device=x.device), 8, "mean", 3)
+    arguments = (x, cu, torch.tensor([0, 2, 4], device=x.device), 8, "mean", 3, 8, 0, "zeros", "triton")
     y = downsample.MelDownsample.apply(*arguments)
     torch.testing.assert_close(y, x.view(4, 8, 8).mean(1)[:3])
     y.sum().backward()
@@ -107,9 +107,9 @@ def test_offsets_that_are_wrong_touch_nothing_outside_the_frames(
     buffer[20:40] = randn(20, 8, seed=0, dtype=torch.float32)
     frames, cu = buffer[20:40], torch.tensor(wrong, dtype=torch.int32, device=buffer.device)
     cu_rows = torch.tensor([0, 2, 5], dtype=torch.int32, device=buffer.device)
-    y = downsample.mel_downsample_forward(frames, cu, cu_rows, 8, mode, 5)
+    y = downsample.mel_downsample_forward(frames, cu, cu_rows, 8, mode, 5, 8, 0, "zeros", "triton")
     assert torch.isfinite(y).all()
-    d = downsample.mel_downsample_backward(torch.ones_like(y), frames, cu, cu_rows, 8, mode, 20)
+    d = downsample.mel_downsample_backward(torch.ones_like(y), frames, cu, cu_rows, 8, mode, 20, 8, 0, "zeros", "triton")
     assert d.shape == (20, 8) and torch.isfinite(d).all()
 
 
