@@ -1,4 +1,4 @@
-"""The C++ backend of the audio front end: loads muomni_kernels._C when it is first needed."""
+"""The C++ backend of the audio front end: muomni_kernels._C, where it was built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ SIMD_ENVIRONMENT = "MUOMNI_SIMD"
 """Names the instruction set to use (avx512, avx2, base); unset, the best this CPU has."""
 
 
-@functools.cache
 def _load() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("muomni_kernels._C"), None
@@ -27,14 +26,18 @@ def _load() -> tuple[Any, str | None]:
         return None, f"muomni_kernels._C does not load ({error}): install muomni again"
 
 
+# With this module and not when first needed: torch.compile asks whether it is there and cannot trace an import.
+_C, _REASON = _load()
+
+
 def extension() -> Any:
     """The compiled module, or None when this installation has none that loads."""
-    return _load()[0]
+    return _C
 
 
 def available() -> str | None:
     """None when the extension is there, else the reason against it."""
-    return _load()[1]
+    return _REASON
 
 
 @functools.cache
