@@ -85,7 +85,11 @@ def mel_downsample(
         if cu_frames is not None or n_rows is not None:
             raise ValueError("cu_frames, n_rows: expected neither for a padded batch (B, T, width).")
         clips, cu_rows = _padded(frames, lengths, factor)
-        shape = (frames.shape[0], -(-frames.shape[1] // factor), frames.shape[2] * (window if mode == "stack" else 1))
+        shape = (
+            frames.shape[0],
+            -(-frames.shape[1] // factor),
+            frames.shape[2] * (window if mode == "stack" else 1),
+        )
         n_rows, frames = shape[0] * shape[1], frames.reshape(shape[0] * frames.shape[1], frames.shape[2])
     else:
         if lengths is not None:
@@ -122,9 +126,7 @@ def _one_after_another(
             raise ValueError(f"n_rows: expected at least {n_needed} for these clips, got {n_rows}.")
         n_rows = n_needed if n_rows is None else n_rows
         cu = cu.to(frames.device, non_blocking=True)
-    cu_rows = torch.nn.functional.pad(
-        ((cu.diff() + factor - 1) // factor).cumsum(0, dtype=cu.dtype), (1, 0)
-    )
+    cu_rows = torch.nn.functional.pad(((cu.diff() + factor - 1) // factor).cumsum(0, dtype=cu.dtype), (1, 0))
     return cu, cu_rows, n_rows
 
 
@@ -227,12 +229,16 @@ class MelDownsample(torch.autograd.Function):
         # Only max looks at the frames again.
         ctx.save_for_backward(frames if mode == "max" else frames.new_empty(0), clips, cu_rows)
         ctx.groups, ctx.n_frames, ctx.window = (factor, mode), frames.shape[0], (window, lead, edge, backend)
-        return mel_downsample_forward(frames, clips, cu_rows, factor, mode, n_rows, window, lead, edge, backend)
+        return mel_downsample_forward(
+            frames, clips, cu_rows, factor, mode, n_rows, window, lead, edge, backend
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_frames = mel_downsample_backward(grads[0], *ctx.saved_tensors, *ctx.groups, ctx.n_frames, *ctx.window)
+        d_frames = mel_downsample_backward(
+            grads[0], *ctx.saved_tensors, *ctx.groups, ctx.n_frames, *ctx.window
+        )
         return d_frames, *[None] * 9
 
 

@@ -71,7 +71,12 @@ def log_mel_downsample(
 
 
 def _fake(
-    wave: torch.Tensor, cu_samples: torch.Tensor | None, factor: int, mode: str, dtype: torch.dtype, *values: Any
+    wave: torch.Tensor,
+    cu_samples: torch.Tensor | None,
+    factor: int,
+    mode: str,
+    dtype: torch.dtype,
+    *values: Any,
 ) -> torch.Tensor:
     n_frames = mel.fake_frames(wave, cu_samples, values)
     # Of a ragged batch the number is that of the rows as well as of the frames: unknown.
@@ -86,7 +91,12 @@ def _fake(
     fake=_fake,
 )
 def log_mel_downsample_node(
-    wave: torch.Tensor, cu_samples: torch.Tensor | None, factor: int, mode: str, dtype: torch.dtype, *values: Any
+    wave: torch.Tensor,
+    cu_samples: torch.Tensor | None,
+    factor: int,
+    mode: str,
+    dtype: torch.dtype,
+    *values: Any,
 ) -> torch.Tensor:
     """log_mel_downsample with all its checks and backends, as one node of a compiled graph."""
     options = mel.settings(values)

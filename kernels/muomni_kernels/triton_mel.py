@@ -3,8 +3,8 @@
 stack puts a group's frames side by side, zeros behind a short last group; mean and max take those there are. A
 program finds the clip of each of its rows by bisection in cu_rows, so the host never reads an offset. Backward: each
 frame belongs to one row, so nothing is added up; max looks at the frames again and gives to the first that holds it.
-A stack's window may begin LEAD frames before the group and have WINDOW frames, zeros or the clip's edge frame beyond its
-ends. There each frame's gradient is gathered from the windows that show it, summed in fp32 in a fixed order: no atomics.
+A stack's window may begin LEAD frames before the group and have WINDOW frames, beyond the clip's ends zeros or its edge
+frame. There each frame's gradient is gathered from the windows that show it, in fp32 and in a fixed order: no atomics.
 Bytes per element of frames (bf16): stack 4 both ways; mean and max 2 and 2/FACTOR forward, as much and 2 backward.
 """
 
@@ -26,7 +26,15 @@ REGISTERS = 96
 
 @triton.jit
 def _groups(
-    clips_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR: tl.constexpr, STRIDE: tl.constexpr
+    clips_ptr,
+    cu_rows_ptr,
+    rows,
+    n_frames,
+    n_rows,
+    n_clips,
+    n_steps,
+    FACTOR: tl.constexpr,
+    STRIDE: tl.constexpr,
 ):
     """Begin of each row's clip, the row's first frame and the clip's end, inside the frames.
 
@@ -60,7 +68,9 @@ def mel_downsample_forward_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = (rows < n_rows)[:, None] & (cols < WIDTH)[None, :]
-    begin, first, end = _groups(clips_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR, STRIDE)
+    begin, first, end = _groups(
+        clips_ptr, cu_rows_ptr, rows, n_frames, n_rows, n_clips, n_steps, FACTOR, STRIDE
+    )
     wide = rows.to(tl.int64)[:, None]
     value = tl.full([ROWS, BLOCK], float("-inf") if MODE == 2 else 0.0, dtype=tl.float32)
     for j in range(WINDOW):
@@ -239,9 +249,9 @@ def backward(
     if not (dy.numel() and d_frames.numel()):
         return d_frames
     if window == factor and lead == 0 and edge == "zeros":
-        tensors = (dy.contiguous(), frames.contiguous(), clips, cu_rows, d_frames)
         _launch(
-            mel_downsample_backward_kernel, tensors, n_frames, len(dy), width=width, FACTOR=factor, MODE=MODES.index(mode)
+            mel_downsample_backward_kernel, (dy.contiguous(), frames.contiguous(), clips, cu_rows, d_frames), n_frames,
+            len(dy), width=width, FACTOR=factor, MODE=MODES.index(mode),
         )  # fmt: skip
     else:
         beyond = (window - 1 - lead) // factor

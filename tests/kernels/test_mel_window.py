@@ -112,7 +112,8 @@ def test_gradcheck_of_the_reference(factor: int, window: int, lead: int, edge: s
     cu = offsets([7, 0, 4])
     with use_backend("mel_downsample", "reference"):
         assert torch.autograd.gradcheck(
-            lambda t: mel_downsample(t, factor=factor, window=window, lead=lead, edge=edge, cu_frames=cu), (x,)
+            lambda t: mel_downsample(t, factor=factor, window=window, lead=lead, edge=edge, cu_frames=cu),
+            (x,),
         )
 
 
@@ -122,7 +123,9 @@ def test_a_window_of_one_picks_and_the_group_itself_is_the_default() -> None:
         with use_backend("mel_downsample", backend):
             assert torch.equal(mel_downsample(x, factor=4, window=1), x[::4])
             assert torch.equal(mel_downsample(x, factor=4, window=4), mel_downsample(x, factor=4))
-            assert torch.equal(mel_downsample(x, factor=4, window=3, lead=2)[1:], x[2:17].unfold(0, 3, 4).mT.flatten(1))
+            assert torch.equal(
+                mel_downsample(x, factor=4, window=3, lead=2)[1:], x[2:17].unfold(0, 3, 4).mT.flatten(1)
+            )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -224,7 +227,11 @@ def test_the_extension_itself_refuses_what_would_leave_its_arrays(changes: dict[
             "frames": np.zeros((9, 3), np.float32), "clips": np.array([0, 4, 4, 9]), "cu_rows": np.array([0, 1, 3]),
             "factor": 4, "mode": "stack", "out": np.zeros((4, 15), np.float32), "window": 5, "lead": 1, "repeat": True,
         } | changes  # fmt: skip
-        fine, coarse, rest = values.pop("frames"), values.pop("out"), [values.pop("clips"), values.pop("cu_rows")]
+        fine, coarse, rest = (
+            values.pop("frames"),
+            values.pop("out"),
+            [values.pop("clips"), values.pop("cu_rows")],
+        )
         groups = [values.pop("factor"), values.pop("mode")]
         for call, first, last in (
             (native.downsample, [fine], coarse),
