@@ -124,17 +124,18 @@ bool larger(float candidate, float best) { return candidate > best || (candidate
 template <typename Element>
 void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out) {
     using Stored = typename Element::Stored;
-    const int64_t width = groups.width;
+    const int64_t width = groups.width, columns = width * (pool == Pool::stack ? groups.window : 1);
+    zero_other_rows(groups, columns, out);
+    if (pool == Pool::stack) {
+        for_groups(groups, [&](int64_t frame, int64_t, int64_t row, const Clip& clip) {
+            stack_row(frames, groups, frame, clip, out + row * columns);
+        });
+        return;
+    }
     constexpr bool is_float = std::is_same_v<Stored, float>;
     // Of half types the row and the next frame as floats: loops of one kind each become vector code.
     std::vector<float> sum(is_float ? 0 : static_cast<size_t>(width)), widened(sum.size());
-    const int64_t columns = width * (pool == Pool::stack ? groups.window : 1);
-    zero_other_rows(groups, columns, out);
-    for_groups(groups, [&](int64_t frame, int64_t count, int64_t row, const Clip& clip) {
-        if (pool == Pool::stack) {
-            stack_row(frames, groups, frame, clip, out + row * columns);
-            return;
-        }
+    for_groups(groups, [&](int64_t frame, int64_t count, int64_t row, const Clip&) {
         const Stored* x = frames + frame * width;
         float* y = sum.data();
         if constexpr (is_float) y = out + row * width;
