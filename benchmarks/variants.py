@@ -110,10 +110,16 @@ def _codes(n_levels: int, size: int, width: int) -> None:
 
 def _mel(n_mels: int, factor: int) -> None:
     frames, cu = empty(ROWS, n_mels, dtype=torch.float32), empty(9, dtype=torch.int32)
-    for mode in triton_mel.MODES:
-        rest = (cu, cu, factor, mode)
-        y = downsample.mel_downsample_forward(frames, *rest, ROWS // factor)
-        downsample.mel_downsample_backward(empty(*y.shape, dtype=torch.float32), frames, *rest, ROWS)
+    groups = [(cu, factor, mode, factor, 0, "zeros") for mode in triton_mel.MODES]
+    # No model has overlapping windows or a padded batch; public recognisers stack 7 frames every 6.
+    groups += [(cu, 6, "stack", 7, 3, edge) for edge in ("zeros", "repeat")]
+    groups += [(empty(16, dtype=torch.int32), factor, "stack", factor, 0, "zeros")]
+    for clips, each, mode, *window in groups:
+        rest, backend = (clips, cu, each, mode), (*window, "triton")
+        y = downsample.mel_downsample_forward(frames, *rest, ROWS // each, *backend)
+        downsample.mel_downsample_backward(
+            empty(*y.shape, dtype=torch.float32), frames, *rest, ROWS, *backend
+        )
 
 
 def models(config: ModelConfig) -> Iterator[torch.nn.Module]:

@@ -124,12 +124,35 @@ Groups check_rows(int64_t n_frames, int64_t width, const Array<T>& coarse, const
     return {frame_at, row_at, n_clips, width, factor};
 }
 
-// The same for both directions of downsample; `fine` has the frames.
+// What the two directions of downsample share: `fine` has the frames, `coarse` the rows. Clips rise and lie inside the
+// frames; each has rows for its frames.
 template <typename T>
-Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<int64_t>& cu_fine,
-                    const Array<int64_t>& cu_coarse, int64_t factor, Pool pool) {
-    require(fine.ndim() == 2, "frames: expected two dimensions.");
-    return check_rows(fine.shape(0), fine.shape(1), coarse, cu_fine, cu_coarse, factor, pool);
+Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<int64_t>& clips,
+                    const Array<int64_t>& cu_rows, int64_t factor, Pool pool, int64_t window, int64_t lead, bool repeat) {
+    require(factor >= 1 && factor <= MAX_FACTOR, "factor: expected 1 to 65536.");
+    require(window >= 1 && window <= MAX_FACTOR && lead >= 0 && lead < window,
+            "window, lead: expected 1 to 65536 and 0 to window - 1.");
+    require(pool == Pool::stack || (window == factor && lead == 0 && !repeat), "window, lead, repeat: need stack.");
+    require(fine.ndim() == 2 && coarse.ndim() == 2, "frames, rows: expected two dimensions.");
+    const int64_t n_frames = fine.shape(0), n_rows = coarse.shape(0), width = fine.shape(1);
+    require(width <= INT64_MAX / MAX_FACTOR && coarse.shape(1) == width * (pool == Pool::stack ? window : 1),
+            "rows: wrong number of columns.");
+    require(cu_rows.ndim() == 1 && cu_rows.size() >= 1, "cu_rows: expected (n + 1,) int64.");
+    const int64_t n_clips = cu_rows.size() - 1, stride = clips.size() == n_clips + 1 ? 1 : 2;
+    require(clips.ndim() == 1 && (stride == 1 || clips.size() == 2 * n_clips),
+            "cu_frames: expected (n + 1,) offsets or (2 n,) begins and ends in turn.");
+    const int64_t *frame_at = clips.data(), *row_at = cu_rows.data();
+    for (int64_t i = 0; i < clips.size(); ++i)
+        require(frame_at[i] >= (i ? frame_at[i - 1] : 0) && frame_at[i] <= n_frames,
+                "cu_frames: falls or leaves the frames at index " + std::to_string(i) + ".");
+    require(row_at[0] == 0 && row_at[n_clips] <= n_rows, "cu_rows: expected to start at 0 and end inside the rows.");
+    for (int64_t i = 0; i < n_clips; ++i) {
+        const int64_t n = frame_at[i * stride + 1] - frame_at[i * stride], needed = n / factor + (n % factor != 0);
+        // Two comparisons: a difference of hostile numbers may overflow.
+        require(row_at[i + 1] >= row_at[i] && row_at[i + 1] - row_at[i] >= needed,
+                "cu_rows: clip " + std::to_string(i) + " has less than ceil(frames / factor) rows.");
+    }
+    return {frame_at, row_at, n_clips, width, factor, window, lead, repeat, stride, n_frames, n_rows};
 }
 
 // Calls run with the element that arrays of T hold.
@@ -167,9 +190,11 @@ int64_t run_log_mel_downsample(const MelTables& tables, const Array<Sample>& wav
 
 template <typename T>
 void run_downsample(const Array<T>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
-                    int64_t factor, const std::string& mode, Array<T> out, const std::string& dtype) {
+                    int64_t factor, const std::string& mode, Array<T> out, const std::string& dtype, int64_t window,
+                    int64_t lead, bool repeat) {
     const Pool pool = pool_of(mode);
-    const Groups groups = check_groups(frames, out, cu_frames, cu_rows, factor, pool);
+    const Groups groups =
+        check_groups(frames, out, cu_frames, cu_rows, factor, pool, window ? window : factor, lead, repeat);
     const T* from = frames.data();
     T* into = out.mutable_data();
     with_element<T>(dtype, [&](auto element) {
@@ -181,9 +206,10 @@ void run_downsample(const Array<T>& frames, const Array<int64_t>& cu_frames, con
 template <typename T>
 void run_downsample_backward(const Array<T>& d_out, const Array<T>& frames, const Array<int64_t>& cu_frames,
                              const Array<int64_t>& cu_rows, int64_t factor, const std::string& mode, Array<T> d_frames,
-                             const std::string& dtype) {
+                             const std::string& dtype, int64_t window, int64_t lead, bool repeat) {
     const Pool pool = pool_of(mode);
-    const Groups groups = check_groups(d_frames, d_out, cu_frames, cu_rows, factor, pool);
+    const Groups groups =
+        check_groups(d_frames, d_out, cu_frames, cu_rows, factor, pool, window ? window : factor, lead, repeat);
     require(pool != Pool::max || (frames.ndim() == 2 && frames.shape(0) == d_frames.shape(0) &&
                                   frames.shape(1) == d_frames.shape(1)),
             "frames: expected the shape of d_frames.");
@@ -229,12 +255,15 @@ PYBIND11_MODULE(_C, module) {
     define_fused(&run_log_mel_downsample<float, uint16_t>);
     define_fused(&run_log_mel_downsample<int16_t, float>);
     define_fused(&run_log_mel_downsample<int16_t, uint16_t>);
+    // A window of 0 is one of factor frames.
     const auto define_downsample = [&](auto forward, auto backward) {
         module.def("downsample", forward, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
-                   py::arg("mode"), array("out"), py::arg("dtype") = "float32",
+                   py::arg("mode"), array("out"), py::arg("dtype") = "float32", py::arg("window") = 0, py::arg("lead") = 0,
+                   py::arg("repeat") = false,
                    "Ragged frames into out: float32, or uint16 for the bits of the dtype bfloat16 or float16.");
         module.def("downsample_backward", backward, array("d_out"), array("frames"), array("cu_frames"),
                    array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"), py::arg("dtype") = "float32",
+                   py::arg("window") = 0, py::arg("lead") = 0, py::arg("repeat") = false,
                    "Gradient of downsample into d_frames; only max reads frames.");
     };
     define_downsample(&run_downsample<float>, &run_downsample_backward<float>);

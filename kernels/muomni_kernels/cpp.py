@@ -1,4 +1,4 @@
-"""The C++ backend of the audio front end: loads muomni_kernels._C when it is first needed."""
+"""The C++ backend of the audio front end: muomni_kernels._C, where it was built."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from muomni_kernels import mel_reference
 from muomni_kernels.mel_reference import MelSpec
@@ -18,7 +17,6 @@ SIMD_ENVIRONMENT = "MUOMNI_SIMD"
 """Names the instruction set to use (avx512, avx2, base); unset, the best this CPU has."""
 
 
-@functools.cache
 def _load() -> tuple[Any, str | None]:
     try:
         return importlib.import_module("muomni_kernels._C"), None
@@ -28,14 +26,18 @@ def _load() -> tuple[Any, str | None]:
         return None, f"muomni_kernels._C does not load ({error}): install muomni again"
 
 
+# With this module and not when first needed: torch.compile asks whether it is there and cannot trace an import.
+_C, _REASON = _load()
+
+
 def extension() -> Any:
     """The compiled module, or None when this installation has none that loads."""
-    return _load()[0]
+    return _C
 
 
 def available() -> str | None:
     """None when the extension is there, else the reason against it."""
-    return _load()[1]
+    return _REASON
 
 
 @functools.cache
@@ -110,34 +112,6 @@ def log_mel_downsample(
     return out
 
 
-class _Downsample(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
-    ) -> torch.Tensor:
-        frames = frames.contiguous()
-        out = frames.new_empty(int(cu_rows[-1]), frames.shape[1] * (factor if mode == "stack" else 1))
-        extension().downsample(
-            _array(frames), cu_frames.numpy(), cu_rows.numpy(), factor, mode, _array(out),
-            dtype=_DTYPES[frames.dtype],
-        )  # fmt: skip
-        # Only max looks at the frames again.
-        ctx.save_for_backward(frames if mode == "max" else frames.new_empty(0, 0), cu_frames, cu_rows)
-        ctx.shape, ctx.factor, ctx.mode = frames.shape, factor, mode
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        frames, cu_frames, cu_rows = ctx.saved_tensors
-        d_frames = frames.new_empty(ctx.shape)
-        extension().downsample_backward(
-            _array(grads[0].contiguous()), _array(frames), cu_frames.numpy(), cu_rows.numpy(), ctx.factor, ctx.mode,
-            _array(d_frames), dtype=_DTYPES[frames.dtype],
-        )  # fmt: skip
-        return d_frames, None, None, None, None
-
-
 def downsample_supports(frames: torch.Tensor, *_: object) -> str | None:
     """None when this backend can run mel_downsample on the frames, else the reason against it."""
     if frames.dtype not in _DTYPES or frames.device.type != "cpu":
@@ -145,8 +119,50 @@ def downsample_supports(frames: torch.Tensor, *_: object) -> str | None:
     return available()
 
 
+def _offsets(x: torch.Tensor) -> np.ndarray:
+    return x.to(torch.int64).contiguous().numpy()
+
+
 def downsample(
-    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str
+    frames: torch.Tensor,
+    clips: torch.Tensor,
+    cu_rows: torch.Tensor,
+    factor: int,
+    mode: str,
+    n_rows: int,
+    window: int,
+    lead: int,
+    edge: str,
 ) -> torch.Tensor:
-    """Ragged frames (n, width) float32, bfloat16 or float16 -> (m, width or factor * width)."""
-    return _Downsample.apply(frames, cu_frames, cu_rows, factor, mode)  # pyright: ignore[reportReturnType]
+    """Frames (n, width) float32, bfloat16 or float16 -> (n_rows, width or window * width).
+
+    Raises ValueError for clips outside the frames and for more rows than n_rows.
+    """
+    frames = frames.detach().contiguous()
+    out = frames.new_empty(n_rows, frames.shape[1] * (window if mode == "stack" else 1))
+    extension().downsample(
+        _array(frames), _offsets(clips), _offsets(cu_rows), factor, mode, _array(out), dtype=_DTYPES[frames.dtype],
+        window=window, lead=lead, repeat=edge == "repeat",
+    )  # fmt: skip
+    return out
+
+
+def downsample_backward(
+    dy: torch.Tensor,
+    frames: torch.Tensor,
+    clips: torch.Tensor,
+    cu_rows: torch.Tensor,
+    factor: int,
+    mode: str,
+    n_frames: int,
+    window: int,
+    lead: int,
+    edge: str,
+) -> torch.Tensor:
+    """d frames (n_frames, width), written everywhere; only max reads frames."""
+    d_frames = dy.new_empty(n_frames, dy.shape[1] // (window if mode == "stack" else 1))
+    extension().downsample_backward(
+        _array(dy.detach().contiguous()), _array(frames.detach().contiguous()), _offsets(clips), _offsets(cu_rows),
+        factor, mode, _array(d_frames), dtype=_DTYPES[dy.dtype], window=window, lead=lead, repeat=edge == "repeat",
+    )  # fmt: skip
+    return d_frames

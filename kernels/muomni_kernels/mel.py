@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
 from muomni_kernels import checks, cpp, mel_reference, registry
+from muomni_kernels.library import operator
 from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 
 __all__ = ["log_mel", "mel_filterbank", "mel_frames"]
@@ -113,19 +115,78 @@ def log_mel(
     one after another. A clip's frames do not depend on its neighbours, bit for bit. Differentiable in a
     waveform that requires a gradient (by the reference).
     Raises ValueError for other shapes, dtypes or names, for a clip too short to reflect, and, on the CPU, for
-    a clip that is not finite: its spectrum would be silence or noise without any symptom.
+    a clip that is not finite: its spectrum would be silence or noise without any symptom. Under torch.compile it
+    is one node, which raises when it runs; neither out nor a gradient is possible there, and with cu_samples the
+    number of frames is unknown until then: torch._dynamo.config.capture_dynamic_output_shape_ops has to be set.
     """
     wave = as_waveform(waveform, cu_samples)
     spec = MelSpec(
         sample_rate=sample_rate, n_fft=n_fft, win_length=win_length, hop_length=hop_length, n_mels=n_mels,
         f_min=f_min, f_max=f_max, scale=scale, padding=padding, log=log, floor=floor,
     )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return log_mel_node(*compiled_arguments(wave, cu_samples, spec, n_threads, out))
     check_spec(spec, n_threads)
     cu, n_frames = clips(wave, cu_samples, spec)
     shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), sum(n_frames[:1]), n_mels)
     into = check_out(out, shape, torch.float32, wave).view(sum(n_frames), n_mels)
     arguments = (wave.reshape(-1), cu, offsets_of(n_frames), spec, n_threads, into)
     return registry.select("log_mel", *arguments)(*arguments).view(shape)
+
+
+SPEC_SCHEMA = (
+    "int sample_rate, int n_fft, int win_length, int hop_length, int n_mels, float f_min, float f_max, str scale, "
+    "str padding, str log, float floor, int n_threads"
+)
+_SETTINGS = tuple(argument.split(" ")[1] for argument in SPEC_SCHEMA.split(", "))
+
+
+def compiled_arguments(
+    wave: torch.Tensor,
+    cu_samples: np.ndarray | torch.Tensor | None,
+    spec: MelSpec,
+    n_threads: int,
+    out: torch.Tensor | None,
+) -> tuple[Any, ...]:
+    """What an operator takes: the waveform, the offsets and SPEC_SCHEMA's values.
+
+    Raises ValueError for what an operator cannot do; without fullgraph torch.compile then runs the call eagerly.
+    """
+    if out is not None or (wave.requires_grad and torch.is_grad_enabled()):
+        raise ValueError(
+            "out, waveform: expected out=None and no gradient under torch.compile; call it outside the compiled "
+            "function."
+        )
+    cu = None if cu_samples is None else torch.as_tensor(cu_samples)
+    return (
+        wave, cu, spec.sample_rate, spec.n_fft, spec.win_length, spec.hop_length, spec.n_mels, spec.f_min, spec.f_max,
+        spec.scale, spec.padding, spec.log, spec.floor, n_threads,
+    )  # fmt: skip
+
+
+def settings(values: tuple[Any, ...]) -> dict[str, Any]:
+    """SPEC_SCHEMA's values by their names, as the public functions take them."""
+    return dict(zip(_SETTINGS, values, strict=True))
+
+
+def fake_frames(wave: torch.Tensor, cu_samples: torch.Tensor | None, values: tuple[Any, ...]) -> Any:
+    """Frames of each clip of (B, n) or of one clip; of a ragged batch those of all, a number unknown before it runs."""
+    if cu_samples is not None:
+        return torch.library.get_ctx().new_dynamic_size()
+    named = settings(values)
+    return mel_frames(wave.shape[-1], hop_length=named["hop_length"], padding=named["padding"])
+
+
+def _fake(wave: torch.Tensor, cu_samples: torch.Tensor | None, *values: Any) -> torch.Tensor:
+    n_frames = fake_frames(wave, cu_samples, values)
+    return wave.new_empty(*wave.shape[:-1], n_frames, settings(values)["n_mels"], dtype=torch.float32)
+
+
+@operator(f"log_mel(Tensor waveform, Tensor? cu_samples, {SPEC_SCHEMA}) -> Tensor", fake=_fake)
+def log_mel_node(wave: torch.Tensor, cu_samples: torch.Tensor | None, *values: Any) -> torch.Tensor:
+    """log_mel with all its checks and backends, as one node of a compiled graph."""
+    with torch.no_grad():
+        return log_mel(wave, cu_samples=cu_samples, **settings(values))
 
 
 def check_out(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from muomni_kernels import cpp, downsample, mel, mel_reference, registry
+from muomni_kernels.library import operator
 from muomni_kernels.mel_reference import MelSpec
 
 
@@ -41,13 +44,16 @@ def log_mel_downsample(
     ragged input the clips' rows one after another, ceil(frames / factor) each. log="whisper" needs a clip's maximum
     before it can pool: there each thread holds the frames of one clip at a time. Differentiable in a waveform that
     requires a gradient (by the reference).
-    Raises ValueError as log_mel and mel_downsample do, and for another dtype.
+    Raises ValueError as log_mel and mel_downsample do, and for another dtype. Under torch.compile as log_mel.
     """
     wave = mel.as_waveform(waveform, cu_samples)
     spec = MelSpec(
         sample_rate=sample_rate, n_fft=n_fft, win_length=win_length, hop_length=hop_length, n_mels=n_mels,
         f_min=f_min, f_max=f_max, scale=scale, padding=padding, log=log, floor=floor,
     )  # fmt: skip
+    if torch.compiler.is_compiling():
+        wave, cu, *values = mel.compiled_arguments(wave, cu_samples, spec, n_threads, out)
+        return log_mel_downsample_node(wave, cu, factor, mode, dtype, *values)
     mel.check_spec(spec, n_threads)
     downsample.check_groups(factor, mode)
     if dtype not in (torch.float32, torch.bfloat16):
@@ -62,6 +68,42 @@ def log_mel_downsample(
         wave.reshape(-1), cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode, n_threads, into,
     )  # fmt: skip
     return registry.select("log_mel_downsample", *arguments)(*arguments).view(shape)
+
+
+def _fake(
+    wave: torch.Tensor,
+    cu_samples: torch.Tensor | None,
+    factor: int,
+    mode: str,
+    dtype: torch.dtype,
+    *values: Any,
+) -> torch.Tensor:
+    n_frames = mel.fake_frames(wave, cu_samples, values)
+    # Of a ragged batch the number is that of the rows as well as of the frames: unknown.
+    n_rows = n_frames if cu_samples is not None else -(-n_frames // factor)
+    columns = mel.settings(values)["n_mels"] * (factor if mode == "stack" else 1)
+    return wave.new_empty(*wave.shape[:-1], n_rows, columns, dtype=dtype)
+
+
+@operator(
+    "log_mel_downsample(Tensor waveform, Tensor? cu_samples, int factor, str mode, ScalarType dtype, "
+    f"{mel.SPEC_SCHEMA}) -> Tensor",
+    fake=_fake,
+)
+def log_mel_downsample_node(
+    wave: torch.Tensor,
+    cu_samples: torch.Tensor | None,
+    factor: int,
+    mode: str,
+    dtype: torch.dtype,
+    *values: Any,
+) -> torch.Tensor:
+    """log_mel_downsample with all its checks and backends, as one node of a compiled graph."""
+    options = mel.settings(values)
+    with torch.no_grad():
+        return log_mel_downsample(
+            wave, cu_samples=cu_samples, factor=factor, mode=mode, dtype=dtype, **options
+        )
 
 
 def _reference(

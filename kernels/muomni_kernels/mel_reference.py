@@ -139,28 +139,57 @@ def log_mel(waveform: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     return (torch.maximum(log10, log10.max() - 8.0) + 4.0) / 4.0
 
 
+def clip_bounds(clips: torch.Tensor, n_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(begins, ends), views of (n_clips + 1,) offsets or of (2 * n_clips,) begins and ends in turn."""
+    return (clips[:-1], clips[1:]) if len(clips) == n_clips + 1 else (clips[::2], clips[1::2])
+
+
 def downsample(
-    frames: torch.Tensor, cu_frames: torch.Tensor, cu_rows: torch.Tensor, factor: int, mode: str, n_rows: int
+    frames: torch.Tensor,
+    clips: torch.Tensor,
+    cu_rows: torch.Tensor,
+    factor: int,
+    mode: str,
+    n_rows: int,
+    window: int | None = None,
+    lead: int = 0,
+    edge: str = "zeros",
 ) -> torch.Tensor:
-    """Ragged frames (n, width) -> (n_rows, width), or factor * width columns for stack; the host reads no offset."""
-    n_frames, width = frames.shape
+    """Frames (n, width) -> (n_rows, width), or window * width columns for stack; the host reads no offset.
+
+    clips: where they lie, as `clip_bounds` takes them; clip i has rows cu_rows[i] to cu_rows[i + 1], and those behind
+    its frames are zero. window: None is factor; other windows, a lead and an edge "repeat" are for stack.
+    """
+    (n_frames, width), window = frames.shape, factor if window is None else window
     if not n_frames or not n_rows:
         # Nothing to take, but still a function of the frames.
-        return frames.new_zeros(n_rows, width * (factor if mode == "stack" else 1)) + frames[:0].sum()
+        return frames.new_zeros(n_rows, width * (window if mode == "stack" else 1)) + frames[:0].sum()
     rows = torch.arange(n_rows, device=frames.device)
     clip = torch.searchsorted(cu_rows, rows, right=True) - 1
-    n_clips = len(cu_frames) - 1
-    there, clip = clip < n_clips, clip.clamp(max=max(0, n_clips - 1))
-    ends = cu_frames.long()[1:] if n_clips else cu_frames.long()
-    first = cu_frames.long()[clip] + (rows - cu_rows[clip]) * factor
-    at = first[:, None] + torch.arange(factor, device=frames.device)
-    valid = ((at < ends[clip][:, None]) & there[:, None])[..., None]
-    groups = frames[at.clamp(0, n_frames - 1)]
+    n_clips = len(cu_rows) - 1
+    if not n_clips:
+        begins = ends = first = torch.zeros_like(rows)
+    else:
+        there, clip = clip < n_clips, clip.clamp(max=n_clips - 1)
+        begins, ends = (side.long()[clip] for side in clip_bounds(clips, n_clips))
+        first = begins + (rows - cu_rows[clip]) * factor
+        ends = torch.where(there, ends, begins)
+    at = (first - lead)[:, None] + torch.arange(window, device=frames.device)
+    valid = (first < ends)[:, None].expand_as(at)
+    if edge == "repeat":
+        at = at.clamp(begins[:, None], (ends - 1)[:, None])
+    else:
+        valid = valid & (at >= begins[:, None]) & (at < ends[:, None])
+    valid = valid[..., None]
+    # Gradients of a frame that several windows show are added up in fp32 at least.
+    shared = window > factor or edge == "repeat"
+    source = frames.float() if shared and frames.dtype != torch.float64 else frames
+    groups = source[at.clamp(0, n_frames - 1)]
     if mode == "max":
         largest = groups.masked_fill(~valid, float("-inf")).max(1).values
         return largest.masked_fill(~valid.any(1), 0.0)
     groups = groups.masked_fill(~valid, 0.0)
     if mode == "stack":
-        return groups.reshape(n_rows, factor * width)
+        return groups.reshape(n_rows, window * width).to(frames.dtype)
     wide = groups if groups.dtype == torch.float64 else groups.float()
     return (wide.sum(1) / valid.sum(1).clamp(min=1)).to(frames.dtype)

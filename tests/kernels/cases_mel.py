@@ -64,6 +64,89 @@ def test_rows_and_gradients(
         close(found, expected, plain)
 
 
+def windows_by_hand(
+    frames: torch.Tensor, cu: torch.Tensor, factor: int, window: int, lead: int, edge: str, n_rows: int
+) -> torch.Tensor:
+    """The frames each row of "stack" shows, clip by clip, then zero rows."""
+    zero, rows = torch.zeros_like(frames[0]), []
+    for start, stop in pairwise(cu.tolist()):
+        for first in range(start, stop, factor):
+            shown = range(first - lead, first - lead + window)
+            if edge == "repeat":
+                rows.append(torch.cat([frames[min(max(at, start), stop - 1)] for at in shown]))
+            else:
+                rows.append(torch.cat([frames[at] if start <= at < stop else zero for at in shown]))
+    return torch.stack([*rows, *[zero.repeat(window)] * (n_rows - len(rows))])
+
+
+# The low frame rate; windows over several groups at both ends; frames that no window shows; a whole group repeated.
+WINDOWS = [(6, 7, 3), (2, 9, 5), (3, 11, 0), (2, 8, 7), (5, 2, 1), (4, 4, 0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("edge", ["zeros", "repeat"])
+@pytest.mark.parametrize(("factor", "window", "lead"), WINDOWS)
+def test_windows(
+    factor: int, window: int, lead: int, edge: str, dtype: torch.dtype, randn: Randn, close: Close
+) -> None:
+    lengths = [1, 8, 19, 0, 7]
+    frames = randn(sum(lengths) + 2, 17, seed=0, dtype=dtype)
+    cu = offsets(lengths, frames.device)
+    n_rows = sum(-(-n // factor) for n in lengths) + 2
+    options = {"factor": factor, "window": window, "lead": lead, "edge": edge}
+    results = []
+    for wide, backend in ((torch.float64, None), (dtype, "reference"), (dtype, "triton")):
+        leaf = frames.to(wide).requires_grad_()
+        if backend is None:
+            y = windows_by_hand(leaf, cu, factor, window, lead, edge, n_rows)
+        else:
+            with use_backend("mel_downsample", backend):
+                y = mel_downsample(leaf, cu_frames=cu, n_rows=n_rows, **options)
+        dy = randn(*y.shape, seed=3, dtype=torch.float32).to(dtype)
+        results.append((y, *torch.autograd.grad(y, leaf, dy.to(wide))))
+    for expected, plain, found in zip(*results, strict=True):
+        close(found, expected, plain)
+
+
+@pytest.mark.parametrize("edge", ["zeros", "repeat"])
+def test_windows_of_rows_that_do_not_fit_are_left_out(edge: str, randn: Randn) -> None:
+    # The last row that fits shows frames of two groups behind it.
+    x = randn(40, 8, seed=0, dtype=torch.float32).requires_grad_()
+    cu = offsets([16, 24], x.device)
+    rest = (cu, offsets([4, 6], x.device), 4, "stack", 6, 11, 2, edge)
+    y = downsample.MelDownsample.apply(x, *rest, "triton")
+    expected = windows_by_hand(x, cu, 4, 11, 2, edge, 10)[:6]
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    dy = randn(*y.shape, seed=1, dtype=torch.float32)
+    for found, wanted in zip(
+        torch.autograd.grad(y, x, dy), torch.autograd.grad(expected, x, dy), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"mode": mode} for mode in MODES), {"factor": 6, "window": 7, "lead": 3, "edge": "repeat"}],
+    ids=str,
+)
+def test_padding_of_a_batch_leaks_nowhere(options: dict, randn: Randn) -> None:
+    lengths = [13, 0, 17, 8]
+    clips = [randn(n, 16, seed=n, dtype=torch.float32).requires_grad_() for n in lengths]
+    padded = torch.full((4, 17, 16), float("nan"), device=clips[0].device)
+    with torch.no_grad():
+        for row, clip in zip(padded, clips, strict=True):
+            row[: len(clip)] = clip
+    padded.requires_grad_()
+    with use_backend("mel_downsample", "triton"):
+        found = mel_downsample(padded, lengths=torch.tensor(lengths, device=padded.device), **options)
+        (gradient,) = torch.autograd.grad(found.square().sum(), padded)
+        for rows, d_clip, clip in zip(found, gradient, clips, strict=True):
+            alone = mel_downsample(clip, **options)
+            assert torch.equal(rows[: len(alone)], alone) and not rows[len(alone) :].any()
+            (d_alone,) = torch.autograd.grad(alone.square().sum(), clip)
+            assert torch.equal(d_clip[: len(clip)], d_alone) and not d_clip[len(clip) :].any()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_one_clip_without_offsets_and_strided_input(mode: str, randn: Randn) -> None:
     x = randn(38, 24, seed=0, dtype=torch.float32)[::2, 4:20].requires_grad_()
@@ -90,7 +173,7 @@ def test_max_gives_its_gradient_to_the_first_frame_that_holds_it(randn: Randn) -
 def test_rows_that_do_not_fit_are_left_out(randn: Randn) -> None:
     x = randn(32, 8, seed=0, dtype=torch.float32).requires_grad_()
     cu = offsets([16, 16], x.device)
-    arguments = (x, cu, torch.tensor([0, 2, 4], device=x.device), 8, "mean", 3)
+    arguments = (x, cu, torch.tensor([0, 2, 4], device=x.device), 8, "mean", 3, 8, 0, "zeros", "triton")
     y = downsample.MelDownsample.apply(*arguments)
     torch.testing.assert_close(y, x.view(4, 8, 8).mean(1)[:3])
     y.sum().backward()
@@ -107,10 +190,20 @@ def test_offsets_that_are_wrong_touch_nothing_outside_the_frames(
     buffer[20:40] = randn(20, 8, seed=0, dtype=torch.float32)
     frames, cu = buffer[20:40], torch.tensor(wrong, dtype=torch.int32, device=buffer.device)
     cu_rows = torch.tensor([0, 2, 5], dtype=torch.int32, device=buffer.device)
-    y = downsample.mel_downsample_forward(frames, cu, cu_rows, 8, mode, 5)
+    y = downsample.mel_downsample_forward(frames, cu, cu_rows, 8, mode, 5, 8, 0, "zeros", "triton")
     assert torch.isfinite(y).all()
-    d = downsample.mel_downsample_backward(torch.ones_like(y), frames, cu, cu_rows, 8, mode, 20)
+    d = downsample.mel_downsample_backward(
+        torch.ones_like(y), frames, cu, cu_rows, 8, mode, 20, 8, 0, "zeros", "triton"
+    )
     assert d.shape == (20, 8) and torch.isfinite(d).all()
+    if mode == "stack":
+        for edge in ("zeros", "repeat"):
+            rest = (cu, cu_rows, 8, mode)
+            y = downsample.mel_downsample_forward(frames, *rest, 5, 20, 9, edge, "triton")
+            d = downsample.mel_downsample_backward(
+                torch.ones_like(y), frames, *rest, 20, 20, 9, edge, "triton"
+            )
+            assert torch.isfinite(y).all() and torch.isfinite(d).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -127,14 +220,19 @@ def test_compiled_without_a_break_equals_eager(mode: str, randn: Randn) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_operators_are_sound(mode: str, randn: Randn) -> None:
+@pytest.mark.parametrize(
+    ("mode", "window"), [*((mode, (8, 0, "zeros")) for mode in MODES), ("stack", (9, 4, "repeat"))]
+)
+def test_operators_are_sound(mode: str, window: tuple[int, int, str], randn: Randn) -> None:
     x = randn(35, 8, seed=0, dtype=torch.float32)
-    cu = offsets([1, 8, 19, 0, 7], x.device)
-    cu_rows = offsets([1, 1, 3, 0, 1], x.device)
+    rest = (offsets([1, 8, 19, 0, 7], x.device), offsets([1, 1, 3, 0, 1], x.device), 8, mode)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    opcheck(torch.ops.muomni.mel_downsample_forward.default, (x, cu, cu_rows, 8, mode, 7), test_utils=checks)
-    dy = randn(7, 64 if mode == "stack" else 8, seed=1, dtype=torch.float32)
     opcheck(
-        torch.ops.muomni.mel_downsample_backward.default, (dy, x, cu, cu_rows, 8, mode, 35), test_utils=checks
+        torch.ops.muomni.mel_downsample_forward.default, (x, *rest, 7, *window, "triton"), test_utils=checks
+    )
+    dy = randn(7, 8 * window[0] if mode == "stack" else 8, seed=1, dtype=torch.float32)
+    opcheck(
+        torch.ops.muomni.mel_downsample_backward.default,
+        (dy, x, *rest, 35, *window, "triton"),
+        test_utils=checks,
     )

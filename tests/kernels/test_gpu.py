@@ -130,6 +130,20 @@ OPS = {
         lambda d: [rand(ROWS, 128, dtype=d), clips()],
         n_grads=1,
     ),
+    "mel_downsample_windows": Op(
+        "mel_downsample",
+        lambda frames, cu: ops.mel_downsample(
+            frames, factor=6, window=7, lead=3, edge="repeat", cu_frames=cu, n_rows=ROWS // 6 + 64
+        ),
+        lambda d: [rand(ROWS, 128, dtype=d), clips()],
+        n_grads=1,
+    ),
+    "mel_downsample_padded": Op(
+        "mel_downsample",
+        lambda frames, lengths: ops.mel_downsample(frames, mode="mean", lengths=lengths),
+        lambda d: [rand(8, DOCUMENT, 128, dtype=d), torch.arange(8).to(DEVICE) * DOCUMENT // 7],
+        n_grads=1,
+    ),
     "attention": Op(
         "attention",
         lambda q, k, v, cu: ops.attention(q, k, v, cu_seqlens=cu, max_seqlen=DOCUMENT, causal=True),
