@@ -1,0 +1,392 @@
+// Fuzzes csrc/ without Python: random log-mel, fused and downsampling calls, their results checked against a double
+// precision DFT and against each other. Built with sanitizers by tests/fuzz.sh.
+// fuzz_mel [cases = 200000] [seed = 0] [first case = 0]: a case depends on the seed and its number alone.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "fused.h"
+#include "fuzz_downsample.h"
+#include "fuzz_random.h"
+#include "log_mel.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+using namespace muomni;
+
+namespace fuzz {
+
+struct Case {
+    int n_fft, hop, n_mels;
+    Padding padding;
+    float floor;
+    std::vector<float> window, filters;
+    std::vector<int64_t> cu_samples{0}, cu_frames{0};
+    int64_t n_clips() const { return static_cast<int64_t>(cu_samples.size()) - 1; }
+    Ragged ragged() const { return {cu_samples.data(), cu_frames.data(), n_clips()}; }
+};
+
+int random_n_fft(Random& random) {
+    if (random.one_in(2)) return random.one_in(3) ? 512 : 400;
+    const int64_t most = random.pick({6, 16, 64, 64, 130, 130, 260, 600});
+    return static_cast<int>(random.one_in(100) ? 2 * random.between(2, 512) : 2 * random.between(2, most / 2));
+}
+
+void make_window(Random& random, Case& c) {
+    c.window.resize(static_cast<size_t>(c.n_fft));
+    const int64_t kind = random.below(3), margin = random.one_in(4) ? random.below(c.n_fft / 2) : 0;
+    for (int n = 0; n < c.n_fft; ++n)
+        c.window[static_cast<size_t>(n)] =
+            n < margin || n >= c.n_fft - margin ? 0.0f
+            : kind == 0 ? static_cast<float>(0.5 - 0.5 * std::cos(2.0 * PI * n / c.n_fft))
+            : kind == 1 ? 1.0f
+                        : static_cast<float>(random.real(0.05, 1.0));
+}
+
+// Bands of a few neighbouring bins, with holes in some; empty ones; in a few cases all bins. Never all bands empty: then
+// no power could tell that a sample is not finite.
+void make_filters(Random& random, Case& c) {
+    const int64_t bins = c.n_fft / 2 + 1;
+    c.filters.assign(static_cast<size_t>(c.n_mels * bins), 0.0f);
+    const bool dense = random.one_in(50);
+    for (int band = 0; band < c.n_mels; ++band) {
+        if (band > 0 && random.one_in(8)) continue;
+        const int64_t first = dense ? 0 : random.below(bins);
+        const int64_t last = dense ? bins : std::min(bins, first + random.between(1, 12));
+        float* row = c.filters.data() + band * bins;
+        for (int64_t k = first; k < last; ++k)
+            row[k] = k > first && random.one_in(10) ? 0.0f : static_cast<float>(random.real(1e-4, 1.0));
+    }
+}
+
+void make_clips(Random& random, Case& c) {
+    const MelTables no_tables(4, std::array<float, 4>{}.data(), std::array<float, 3>{}.data(), 1);
+    MelPlan plan{no_tables, c.hop, c.padding, Log::natural, c.floor, nullptr};
+    const int64_t n_clips = random.one_in(40) ? 0 : random.one_in(60) ? 40 : random.between(1, 5);
+    for (int64_t clip = 0; clip < n_clips; ++clip) {
+        int64_t n = random.pick<int64_t>({0, 1, random.below(c.hop + 1), random.below(3 * c.hop), c.hop * random.below(12),
+                                 c.hop * random.between(1, 20) + random.between(-1, 1)});
+        if (c.padding == Padding::reflect && n >= c.hop) n = std::max<int64_t>(n, c.n_fft / 2 + 1);
+        c.cu_samples.push_back(c.cu_samples.back() + n);
+        c.cu_frames.push_back(c.cu_frames.back() + plan.frames(n));
+    }
+}
+
+Case make_case(Random& random) {
+    Case c;
+    c.n_fft = random_n_fft(random);
+    c.hop = static_cast<int>(random.one_in(3)    ? std::max(1, c.n_fft * 2 / 5)
+                             : random.one_in(10) ? c.n_fft
+                                                 : random.between(1, c.n_fft));
+    // Short hops would make thousands of frames of the reflected clips, which are at least half a window long.
+    c.padding = random.one_in(3) && c.hop * 8 >= c.n_fft ? Padding::reflect : Padding::causal;
+    c.n_mels = static_cast<int>(random.one_in(12) ? random.pick({80, 128}) : random.between(1, 24));
+    c.floor = static_cast<float>(random.one_in(2) ? 1e-10 : random.pick({1.17549435e-38, 1e-20, 1e-7, 1.0, 3.4e38}));
+    make_window(random, c);
+    make_filters(random, c);
+    make_clips(random, c);
+    return c;
+}
+
+// Amplitudes up to 1e14 keep every power below the largest float.
+float random_sample(Random& random, int64_t kind, double size, int64_t n) {
+    const double noise = random.real(-1.0, 1.0);
+    const double value = kind == 0   ? 0.0
+                         : kind == 1 ? 1.0
+                         : kind == 2 ? std::sin(0.3 * static_cast<double>(n))
+                         : kind == 3 ? (random.one_in(50) ? noise : 0.0)
+                         : kind == 4 ? noise * std::pow(10.0, 12.0 * random.real(-1.0, 0.0))
+                                     : noise;
+    return static_cast<float>(size * value);
+}
+
+template <typename Sample>
+Exact<Sample> make_waveform(Random& random, const Case& c) {
+    const int64_t n = c.cu_samples.back(), kind = random.below(8);
+    Exact<Sample> wave(n, random.one_in(2) ? 0 : random.below(16));
+    const double size = std::is_same_v<Sample, int16_t> ? random.pick({2.0, 8'000.0, 32'767.0})
+                        : random.one_in(4)              ? random.pick({1e-40, 1e-30, 1e-5, 1e14})
+                                                        : 1.0;
+    for (int64_t i = 0; i < n; ++i) wave.data[i] = static_cast<Sample>(random_sample(random, kind, size, i));
+    if constexpr (std::is_same_v<Sample, int16_t>) {
+        if (n > 0 && random.one_in(2)) wave.data[random.below(n)] = -32'768;
+    } else {
+        const double infinity = HUGE_VAL;
+        if (n > 0 && random.one_in(10))
+            for (int64_t left = random.between(1, 3); left > 0; --left)
+                wave.data[random.below(n)] = static_cast<float>(random.pick({std::nan(""), infinity, -infinity, 3e38, -3e38}));
+    }
+    return wave;
+}
+
+double wide(float x) { return x; }
+double wide(int16_t x) { return x / 32'768.0; }
+
+// Sample n of a frame of a clip, by the definition of the padding.
+template <typename Sample>
+double sample_at(const Case& c, const Exact<Sample>& wave, int64_t clip, int64_t frame, int64_t n) {
+    const int64_t n_samples = c.cu_samples[clip + 1] - c.cu_samples[clip];
+    int64_t at = frame * c.hop + n - (c.padding == Padding::causal ? c.n_fft - c.hop : c.n_fft / 2);
+    if (c.padding == Padding::reflect) {
+        if (at < 0) at = -at;
+        if (at >= n_samples) at = 2 * (n_samples - 1) - at;
+    }
+    return at < 0 || at >= n_samples ? 0.0 : wide(wave.data[c.cu_samples[clip] + at]);
+}
+
+template <typename Sample>
+int64_t expected_bad_clip(const Case& c, const Exact<Sample>& wave) {
+    if (std::is_same_v<Sample, int16_t> ||
+        std::none_of(wave.data, wave.data + wave.size, [](Sample x) { return !(std::abs(wide(x)) < 1e30); }))
+        return -1;
+    for (int64_t clip = 0; clip < c.n_clips(); ++clip)
+        for (int64_t frame = 0; frame < c.cu_frames[clip + 1] - c.cu_frames[clip]; ++frame)
+            for (int n = 0; n < c.n_fft; ++n) {
+                const double x = sample_at(c, wave, clip, frame, n);
+                if (!std::isfinite(x) || (std::abs(x) > 1e30 && c.window[static_cast<size_t>(n)] != 0.0f)) return clip;
+            }
+    return -1;
+}
+
+// One frame in double precision: what its powers are and how far float arithmetic may be from them.
+struct Frame {
+    const Case& c;
+    std::vector<double> windowed;
+    double error = 0.0;  // of an amplitude
+
+    template <typename Sample>
+    Frame(const Case& c, const Exact<Sample>& wave, int64_t frame) : c(c) {
+        const int64_t clip = std::upper_bound(c.cu_frames.begin(), c.cu_frames.end(), frame) - c.cu_frames.begin() - 1;
+        double energy = 0.0;
+        for (int n = 0; n < c.n_fft; ++n) {
+            windowed.push_back(sample_at(c, wave, clip, frame - c.cu_frames[clip], n) * c.window[static_cast<size_t>(n)]);
+            energy += windowed.back() * windowed.back();
+        }
+        // Rounding errors spread over all bins in proportion to the root of the energy, not to the bin's own amplitude;
+        // a direct sum over a prime adds up more of them than a butterfly does.
+        int n = c.n_fft, prime = 2;
+        while (n > prime) n % prime == 0 ? n /= prime : ++prime;
+        error = (12.0 + 0.25 * prime) * EPSILON * std::sqrt(energy);
+    }
+
+    double mel(int64_t band) const {
+        const float* row = c.filters.data() + band * (c.n_fft / 2 + 1);
+        const std::vector<double>& cosine = cosines(c.n_fft);
+        const size_t size = windowed.size();
+        double sum = 0.0;
+        for (size_t k = 0; k <= size / 2; ++k) {
+            if (row[k] == 0.0f) continue;
+            double re = 0.0, im = 0.0;
+            for (size_t n = 0, turn = 0; n < size; ++n, turn = (turn + k) % size) {
+                re += windowed[n] * cosine[turn];
+                im += windowed[n] * cosine[turn + size];
+            }
+            sum += row[k] * (re * re + im * im);
+        }
+        return sum;
+    }
+
+    // Whether ln(max(mel, floor)) is what `log` may be. With every amplitude X off by `error`, a band sum w |X|^2 is off
+    // by at most 2 error sqrt(sum w * mel) + error^2 sum w (Cauchy and Schwarz).
+    bool allows(int64_t band, double mel, double log) const {
+        double weight = 0.0, terms = 0.0;
+        for (int64_t k = 0, bins = c.n_fft / 2 + 1; k < bins; ++k) {
+            weight += c.filters[static_cast<size_t>(band * bins + k)];
+            terms += c.filters[static_cast<size_t>(band * bins + k)] != 0.0f;
+        }
+        const double underflow = 1e-36 * (1.0 + weight);
+        const double off = error * (2.0 * std::sqrt(weight * mel) + error * weight) + mel * terms * EPSILON + underflow;
+        const double floor = c.floor, rounding = 1e-6 + 2e-7 * std::abs(log);
+        return log >= std::log(std::max(mel - off, floor)) - rounding && log <= std::log(std::max(mel + off, floor)) + rounding;
+    }
+
+    static const std::vector<double>& cosines(int n_fft) {
+        static std::vector<std::vector<double>> known(1'025);
+        std::vector<double>& roots = known[static_cast<size_t>(n_fft)];
+        for (int n = static_cast<int>(roots.size()); n < 2 * n_fft; ++n)
+            roots.push_back(n < n_fft ? std::cos(2.0 * PI * n / n_fft) : std::sin(2.0 * PI * (n - n_fft) / n_fft));
+        return roots;
+    }
+};
+
+template <typename T>
+void require_equal(const Exact<T>& found, const Exact<T>& expected, const char* what) {
+    if (found.size != expected.size || std::memcmp(found.data, expected.data, sizeof(T) * found.size) != 0) fail(what);
+}
+
+uint16_t rounded(float x) {  // to bfloat16, by arithmetic and not by bits
+    if (x == 0.0f) return std::signbit(x) ? 0x8000 : 0;
+    int exponent;
+    std::frexp(x, &exponent);
+    const double unit = std::ldexp(1.0, std::max(exponent, -125) - 8);
+    return static_cast<uint16_t>(bits_of(static_cast<float>(std::nearbyint(x / unit) * unit)) >> 16);
+}
+
+template <typename Sample, typename Out>
+void check_fused(Random& random, const Case& c, const MelPlan& plan, const Exact<Sample>& wave,
+                 const Exact<float>& frames, int64_t bad_clip, int n_threads) {
+    const int64_t factor = random.one_in(20) ? random.between(17, 70) : random.between(1, 16);
+    const Pool pool = random.pick({Pool::mean, Pool::max, Pool::stack});
+    const std::vector<int64_t> cu_rows = row_offsets(c.cu_frames, factor);
+    const Groups groups{c.cu_frames.data(), cu_rows.data(), c.n_clips(), c.n_mels, factor};
+    const int64_t size = cu_rows.back() * c.n_mels * (pool == Pool::stack ? factor : 1);
+    Exact<Out> found(size, random.below(4));
+    if (log_mel_downsample(plan, wave.data, c.ragged(), groups, pool, n_threads, found.data) != bad_clip)
+        fail("log_mel_downsample names the wrong clip");
+    if (bad_clip >= 0) return;
+    Exact<float> rows(size);
+    downsample<Float32>(frames.data, groups, pool, rows.data);
+    Exact<Out> expected(size);
+    for (int64_t i = 0; i < size; ++i)
+        if constexpr (std::is_same_v<Out, float>)
+            expected.data[i] = rows.data[i];
+        else
+            expected.data[i] = rounded(rows.data[i]);
+    require_equal(found, expected, "log_mel_downsample is not log_mel and downsample");
+}
+
+// (max(log10, maximum of the clip - 8) + 4) / 4 of what the natural logarithm gave.
+void check_whisper(const Case& c, const Exact<float>& natural, const Exact<float>& found) {
+    for (int64_t clip = 0; clip < c.n_clips(); ++clip) {
+        const int64_t first = c.cu_frames[clip] * c.n_mels, last = c.cu_frames[clip + 1] * c.n_mels;
+        if (first == last) continue;
+        const double unit = std::log10(std::exp(1.0));
+        const double lowest = unit * *std::max_element(natural.data + first, natural.data + last) - 8.0;
+        for (int64_t i = first; i < last; ++i) {
+            const double expected = (std::max(unit * natural.data[i], lowest) + 4.0) / 4.0;
+            if (!(std::abs(found.data[i] - expected) <= 2e-6 + 2e-7 * std::abs(expected))) fail("Whisper's scale is off");
+        }
+    }
+}
+
+template <typename Sample>
+void check_levels(Random& random, const Case& c, const Exact<Sample>& wave, const std::vector<Exact<float>>& outs) {
+    const int64_t n_frames = c.cu_frames.back();
+    if (n_frames == 0) return;
+    const int64_t chosen = random.below(n_frames);
+    const Frame frame(c, wave, chosen);
+    for (int64_t left = std::min(c.n_mels, 6); left > 0; --left) {
+        const int64_t band = random.below(c.n_mels);
+        const double mel = frame.mel(band);
+        for (const Exact<float>& out : outs)
+            if (!frame.allows(band, mel, out.data[chosen * c.n_mels + band])) fail("a band is not the DFT's");
+    }
+    for (size_t level = 1; level < outs.size(); ++level)
+        for (int64_t i = 0; i < n_frames * c.n_mels; ++i) {
+            const float a = outs[0].data[i], b = outs[level].data[i];
+            if (std::abs(a - b) <= 1e-5f) continue;
+            Frame other(c, wave, i / c.n_mels);
+            other.error *= 2.0;  // both have one
+            if (!other.allows(i % c.n_mels, std::exp(static_cast<double>(a)), b)) fail("two instruction sets disagree");
+        }
+}
+
+// The same frames by themselves, with other threads, and while another thread runs too: bit for bit.
+template <typename Sample>
+void check_independence(Random& random, const Case& c, const MelPlan& plan, const Exact<Sample>& wave,
+                        const Exact<float>& expected) {
+    const auto again = [&](int n_threads) {
+        Exact<float> out(expected.size, random.below(16));
+        if (log_mel(plan, wave.data, c.ragged(), n_threads, out.data) != -1) fail("a clip turned bad");
+        require_equal(out, expected, "threads change the result");
+    };
+    if (random.one_in(4)) again(static_cast<int>(random.between(1, 4)));
+    if (random.one_in(100)) {
+        std::vector<Exact<float>> outs;
+        for (int i = 0; i < 3; ++i) outs.emplace_back(expected.size);
+        std::vector<std::thread> threads;
+        for (Exact<float>& out : outs)
+            threads.emplace_back([&] { log_mel(plan, wave.data, c.ragged(), 2, out.data); });
+        for (std::thread& thread : threads) thread.join();
+        for (const Exact<float>& out : outs) require_equal(out, expected, "concurrent calls change the result");
+    }
+    if (c.n_clips() == 0 || !random.one_in(4)) return;
+    const int64_t clip = random.below(c.n_clips()), first = c.cu_samples[clip], begin = c.cu_frames[clip];
+    const std::array<int64_t, 2> samples{0, c.cu_samples[clip + 1] - first}, frames{0, c.cu_frames[clip + 1] - begin};
+    Exact<Sample> alone(samples[1]);
+    std::copy(wave.data + first, wave.data + first + samples[1], alone.data);
+    Exact<float> out(frames[1] * c.n_mels), same(out.size);
+    std::copy(expected.data + begin * c.n_mels, expected.data + begin * c.n_mels + out.size, same.data);
+    log_mel(plan, alone.data, {samples.data(), frames.data(), 1}, 1, out.data);
+    require_equal(out, same, "a clip alone has other frames");
+}
+
+template <typename Sample>
+void run_case(Random& random) {
+    const Case c = make_case(random);
+    describe("n_fft %d hop %d n_mels %d %s floor %g clips %d samples %d %s", c.n_fft, c.hop, c.n_mels,
+             c.padding == Padding::causal ? "causal" : "reflect", static_cast<double>(c.floor),
+             static_cast<int>(c.n_clips()), static_cast<int>(c.cu_samples.back()),
+             std::is_same_v<Sample, float> ? "float32" : "int16");
+    const Exact<Sample> wave = make_waveform<Sample>(random, c);
+    const std::vector<SimdLevel>& levels = simd_levels();
+    const size_t chosen = static_cast<size_t>(random.below(static_cast<int64_t>(levels.size())));
+    const int n_threads = random.one_in(4) ? static_cast<int>(random.between(2, 4)) : 1;
+    const int64_t bad_clip = expected_bad_clip(c, wave);
+    MelTables tables(c.n_fft, c.window.data(), c.filters.data(), c.n_mels);
+    MelPlan plan{tables, c.hop, c.padding, Log::natural, c.floor, nullptr};
+    const auto compute = [&](size_t level, Log log) {
+        Exact<float> out(c.cu_frames.back() * c.n_mels, random.below(16));
+        plan.log = log;
+        plan.transform = levels[level].transform;
+        if (log_mel(plan, wave.data, c.ragged(), level == chosen ? n_threads : 1, out.data) != bad_clip)
+            fail("log_mel names the wrong clip");
+        if (bad_clip < 0 && !std::all_of(out.data, out.data + out.size, [](float x) { return std::isfinite(x); }))
+            fail("a value is not finite or not written");
+        return out;
+    };
+    std::vector<Exact<float>> outs;
+    for (size_t level = 0; level < levels.size(); ++level) outs.push_back(compute(level, Log::natural));
+    if (bad_clip < 0) {
+        check_levels(random, c, wave, outs);
+        plan.transform = levels[chosen].transform;
+        check_independence(random, c, plan, wave, outs[chosen]);
+    }
+    Exact<float> frames = std::move(outs[chosen]);
+    if (random.one_in(3)) {
+        Exact<float> scaled = compute(chosen, Log::whisper);
+        if (bad_clip < 0) check_whisper(c, frames, scaled);
+        frames = std::move(scaled);
+    }
+    plan.transform = levels[chosen].transform;
+    if (random.one_in(2))
+        check_fused<Sample, float>(random, c, plan, wave, frames, bad_clip, n_threads);
+    else
+        check_fused<Sample, uint16_t>(random, c, plan, wave, frames, bad_clip, n_threads);
+}
+
+}  // namespace fuzz
+
+int main(int argc, char** argv) {
+    const auto argument = [&](int at, int64_t otherwise) { return argc > at ? std::atoll(argv[at]) : otherwise; };
+    const int64_t n_cases = argument(1, 200'000), seed = argument(2, 0), first = argument(3, 0);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_set_death_callback([] { fuzz::print_case(); });
+#endif
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t i = first; i < first + n_cases; ++i) {
+        fuzz::Random random = fuzz::begin_case(seed, i);
+        if (random.one_in(3))
+            fuzz::run_case<int16_t>(random);
+        else
+            fuzz::run_case<float>(random);
+        fuzz::check_downsample(random);
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    std::string levels;
+    for (const muomni::SimdLevel& level : muomni::simd_levels()) levels += " " + level.name;
+    std::printf("fuzz_mel: %lld cases, seed %lld, levels%s: no findings, %.1f s, %.0f cases/s\n", static_cast<long long>(n_cases),
+                static_cast<long long>(seed), levels.c_str(), seconds, static_cast<double>(n_cases) / seconds);
+}
