@@ -15,6 +15,13 @@ namespace base {
 TransformBlock transform_block();
 }
 
+// What the compiler makes of the base level's vectors on an architecture that always has them.
+#if defined(__aarch64__)
+constexpr const char* BASE_NAME = "neon";
+#else
+constexpr const char* BASE_NAME = "base";
+#endif
+
 const std::vector<SimdLevel>& simd_levels() {
     static const std::vector<SimdLevel> levels = [] {
         std::vector<SimdLevel> found;
@@ -24,7 +31,7 @@ const std::vector<SimdLevel>& simd_levels() {
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
             found.push_back({"avx2", avx2::transform_block()});
 #endif
-        found.push_back({"base", base::transform_block()});
+        found.push_back({BASE_NAME, base::transform_block()});
         return found;
     }();
     return levels;

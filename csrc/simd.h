@@ -24,7 +24,8 @@ struct SimdLevel {
     TransformBlock transform;
 };
 
-// What this CPU can run, the fastest first; the last is "base", which every CPU runs.
+// What this CPU can run, the fastest first: of avx512, avx2 and base on x86-64, of neon on AArch64, elsewhere base. The
+// last is what every CPU of the architecture runs.
 const std::vector<SimdLevel>& simd_levels();
 
 }  // namespace muomni
