@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the C++ front end and its fuzz driver with sanitizers and runs random cases on every core; the build goes to a
 # temporary directory. fuzz.sh [cases = 200000] [seed = 0]; a case that fails prints how to run it alone.
-# SANITIZE: sanitizers, "thread" for one (default address,undefined), or empty. CXX, CXXFLAGS: the compiler and more flags.
+# SANITIZE: sanitizers, "thread" for one (default address,undefined), or empty. CXX, CXXFLAGS: compiler, more flags.
 # OBJECTS: a directory with csrc's objects, built with the same sanitizers. RUN: an emulator for another architecture.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cross-compiles the front end for AArch64, checks that its hot loops are NEON vector code, and runs fuzz cases in an emulator.
+# Cross-compiles the front end for AArch64, checks that its transform is NEON code, and runs fuzz cases in an emulator.
 # fuzz_arm.sh [cases = 10000] [seed = 0]
 set -euo pipefail
 cd "$(dirname "$0")/.."

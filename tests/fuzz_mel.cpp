@@ -1,5 +1,5 @@
-// Fuzzes csrc/ without Python: random log-mel, fused and downsampling calls, their results checked against a double
-// precision DFT and against each other. Built with sanitizers by tests/fuzz.sh.
+// Fuzzes csrc/ without Python: random log-mel, fused and downsampling calls, their results checked against a DFT in
+// double precision and against each other. tests/fuzz.sh builds it with sanitizers.
 // fuzz_mel [cases = 200000] [seed = 0] [first case = 0]: a case depends on the seed and its number alone.
 #include <algorithm>
 #include <array>
@@ -7,8 +7,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <initializer_list>
-#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,8 +14,8 @@
 #include <vector>
 
 #include "fused.h"
+#include "fuzz_case.h"
 #include "fuzz_downsample.h"
-#include "fuzz_random.h"
 #include "log_mel.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -28,138 +26,6 @@ using namespace muomni;
 
 namespace fuzz {
 
-struct Case {
-    int n_fft, hop, n_mels;
-    Padding padding;
-    float floor;
-    std::vector<float> window, filters;
-    std::vector<int64_t> cu_samples{0}, cu_frames{0};
-    int64_t n_clips() const { return static_cast<int64_t>(cu_samples.size()) - 1; }
-    Ragged ragged() const { return {cu_samples.data(), cu_frames.data(), n_clips()}; }
-};
-
-int random_n_fft(Random& random) {
-    if (random.one_in(2)) return random.one_in(3) ? 512 : 400;
-    const int64_t most = random.pick({6, 16, 64, 64, 130, 130, 260, 600});
-    return static_cast<int>(random.one_in(100) ? 2 * random.between(2, 512) : 2 * random.between(2, most / 2));
-}
-
-void make_window(Random& random, Case& c) {
-    c.window.resize(static_cast<size_t>(c.n_fft));
-    const int64_t kind = random.below(3), margin = random.one_in(4) ? random.below(c.n_fft / 2) : 0;
-    for (int n = 0; n < c.n_fft; ++n)
-        c.window[static_cast<size_t>(n)] =
-            n < margin || n >= c.n_fft - margin ? 0.0f
-            : kind == 0 ? static_cast<float>(0.5 - 0.5 * std::cos(2.0 * PI * n / c.n_fft))
-            : kind == 1 ? 1.0f
-                        : static_cast<float>(random.real(0.05, 1.0));
-}
-
-// Bands of a few neighbouring bins, with holes in some; empty ones; in a few cases all bins. Never all bands empty: then
-// no power could tell that a sample is not finite.
-void make_filters(Random& random, Case& c) {
-    const int64_t bins = c.n_fft / 2 + 1;
-    c.filters.assign(static_cast<size_t>(c.n_mels * bins), 0.0f);
-    const bool dense = random.one_in(50);
-    for (int band = 0; band < c.n_mels; ++band) {
-        if (band > 0 && random.one_in(8)) continue;
-        const int64_t first = dense ? 0 : random.below(bins);
-        const int64_t last = dense ? bins : std::min(bins, first + random.between(1, 12));
-        float* row = c.filters.data() + band * bins;
-        for (int64_t k = first; k < last; ++k)
-            row[k] = k > first && random.one_in(10) ? 0.0f : static_cast<float>(random.real(1e-4, 1.0));
-    }
-}
-
-void make_clips(Random& random, Case& c) {
-    const MelTables no_tables(4, std::array<float, 4>{}.data(), std::array<float, 3>{}.data(), 1);
-    MelPlan plan{no_tables, c.hop, c.padding, Log::natural, c.floor, nullptr};
-    const int64_t n_clips = random.one_in(40) ? 0 : random.one_in(60) ? 40 : random.between(1, 5);
-    for (int64_t clip = 0; clip < n_clips; ++clip) {
-        int64_t n = random.pick<int64_t>({0, 1, random.below(c.hop + 1), random.below(3 * c.hop), c.hop * random.below(12),
-                                 c.hop * random.between(1, 20) + random.between(-1, 1)});
-        if (c.padding == Padding::reflect && n >= c.hop) n = std::max<int64_t>(n, c.n_fft / 2 + 1);
-        c.cu_samples.push_back(c.cu_samples.back() + n);
-        c.cu_frames.push_back(c.cu_frames.back() + plan.frames(n));
-    }
-}
-
-Case make_case(Random& random) {
-    Case c;
-    c.n_fft = random_n_fft(random);
-    c.hop = static_cast<int>(random.one_in(3)    ? std::max(1, c.n_fft * 2 / 5)
-                             : random.one_in(10) ? c.n_fft
-                                                 : random.between(1, c.n_fft));
-    // Short hops would make thousands of frames of the reflected clips, which are at least half a window long.
-    c.padding = random.one_in(3) && c.hop * 8 >= c.n_fft ? Padding::reflect : Padding::causal;
-    c.n_mels = static_cast<int>(random.one_in(12) ? random.pick({80, 128}) : random.between(1, 24));
-    c.floor = static_cast<float>(random.one_in(2) ? 1e-10 : random.pick({1.17549435e-38, 1e-20, 1e-7, 1.0, 3.4e38}));
-    make_window(random, c);
-    make_filters(random, c);
-    make_clips(random, c);
-    return c;
-}
-
-// Amplitudes up to 1e14 keep every power below the largest float.
-float random_sample(Random& random, int64_t kind, double size, int64_t n) {
-    const double noise = random.real(-1.0, 1.0);
-    const double value = kind == 0   ? 0.0
-                         : kind == 1 ? 1.0
-                         : kind == 2 ? std::sin(0.3 * static_cast<double>(n))
-                         : kind == 3 ? (random.one_in(50) ? noise : 0.0)
-                         : kind == 4 ? noise * std::pow(10.0, 12.0 * random.real(-1.0, 0.0))
-                                     : noise;
-    return static_cast<float>(size * value);
-}
-
-template <typename Sample>
-Exact<Sample> make_waveform(Random& random, const Case& c) {
-    const int64_t n = c.cu_samples.back(), kind = random.below(8);
-    Exact<Sample> wave(n, random.one_in(2) ? 0 : random.below(16));
-    const double size = std::is_same_v<Sample, int16_t> ? random.pick({2.0, 8'000.0, 32'767.0})
-                        : random.one_in(4)              ? random.pick({1e-40, 1e-30, 1e-5, 1e14})
-                                                        : 1.0;
-    for (int64_t i = 0; i < n; ++i) wave.data[i] = static_cast<Sample>(random_sample(random, kind, size, i));
-    if constexpr (std::is_same_v<Sample, int16_t>) {
-        if (n > 0 && random.one_in(2)) wave.data[random.below(n)] = -32'768;
-    } else {
-        const double infinity = HUGE_VAL;
-        if (n > 0 && random.one_in(10))
-            for (int64_t left = random.between(1, 3); left > 0; --left)
-                wave.data[random.below(n)] = static_cast<float>(random.pick({std::nan(""), infinity, -infinity, 3e38, -3e38}));
-    }
-    return wave;
-}
-
-double wide(float x) { return x; }
-double wide(int16_t x) { return x / 32'768.0; }
-
-// Sample n of a frame of a clip, by the definition of the padding.
-template <typename Sample>
-double sample_at(const Case& c, const Exact<Sample>& wave, int64_t clip, int64_t frame, int64_t n) {
-    const int64_t n_samples = c.cu_samples[clip + 1] - c.cu_samples[clip];
-    int64_t at = frame * c.hop + n - (c.padding == Padding::causal ? c.n_fft - c.hop : c.n_fft / 2);
-    if (c.padding == Padding::reflect) {
-        if (at < 0) at = -at;
-        if (at >= n_samples) at = 2 * (n_samples - 1) - at;
-    }
-    return at < 0 || at >= n_samples ? 0.0 : wide(wave.data[c.cu_samples[clip] + at]);
-}
-
-template <typename Sample>
-int64_t expected_bad_clip(const Case& c, const Exact<Sample>& wave) {
-    if (std::is_same_v<Sample, int16_t> ||
-        std::none_of(wave.data, wave.data + wave.size, [](Sample x) { return !(std::abs(wide(x)) < 1e30); }))
-        return -1;
-    for (int64_t clip = 0; clip < c.n_clips(); ++clip)
-        for (int64_t frame = 0; frame < c.cu_frames[clip + 1] - c.cu_frames[clip]; ++frame)
-            for (int n = 0; n < c.n_fft; ++n) {
-                const double x = sample_at(c, wave, clip, frame, n);
-                if (!std::isfinite(x) || (std::abs(x) > 1e30 && c.window[static_cast<size_t>(n)] != 0.0f)) return clip;
-            }
-    return -1;
-}
-
 // One frame in double precision: what its powers are and how far float arithmetic may be from them.
 struct Frame {
     const Case& c;
@@ -169,10 +35,12 @@ struct Frame {
 
     template <typename Sample>
     Frame(const Case& c, const Exact<Sample>& wave, int64_t frame) : c(c) {
-        const int64_t clip = std::upper_bound(c.cu_frames.begin(), c.cu_frames.end(), frame) - c.cu_frames.begin() - 1;
+        const auto behind = std::upper_bound(c.cu_frames.begin(), c.cu_frames.end(), frame);
+        const int64_t clip = behind - c.cu_frames.begin() - 1;
         double energy = 0.0;
         for (int n = 0; n < c.n_fft; ++n) {
-            windowed.push_back(sample_at(c, wave, clip, frame - c.cu_frames[clip], n) * c.window[static_cast<size_t>(n)]);
+            const double x = sample_at(c, wave, clip, frame - c.cu_frames[clip], n);
+            windowed.push_back(x * c.window[static_cast<size_t>(n)]);
             energy += windowed.back() * windowed.back();
         }
         for (int n = c.n_fft; n > prime;) n % prime == 0 ? n /= prime : ++prime;
@@ -209,8 +77,8 @@ struct Frame {
         return sum;
     }
 
-    // Whether ln(max(mel, floor)) is what `log` may be. With every amplitude X off by `error`, a band sum w |X|^2 is off
-    // by at most 2 error sqrt(sum w * mel) + error^2 sum w (Cauchy and Schwarz).
+    // Whether ln(max(mel, floor)) is what `log` may be. With every amplitude X off by `error`, a band sum w |X|^2 is
+    // off by at most 2 error sqrt(sum w * mel) + error^2 sum w (Cauchy and Schwarz).
     bool allows(int64_t band, double mel, double log, double error) const {
         double weight = 0.0, terms = 0.0;
         for (int64_t k = 0, bins = c.n_fft / 2 + 1; k < bins; ++k) {
@@ -220,7 +88,8 @@ struct Frame {
         const double underflow = 1e-36 * (1.0 + weight);
         const double off = error * (2.0 * std::sqrt(weight * mel) + error * weight) + mel * terms * EPSILON + underflow;
         const double floor = c.floor, rounding = 1e-6 + 2e-7 * std::abs(log);
-        return log >= std::log(std::max(mel - off, floor)) - rounding && log <= std::log(std::max(mel + off, floor)) + rounding;
+        return log >= std::log(std::max(mel - off, floor)) - rounding &&
+               log <= std::log(std::max(mel + off, floor)) + rounding;
     }
 
     void require(int64_t band, double mel, double log, const char* what, double times = 1.0) {
@@ -283,7 +152,8 @@ void check_whisper(const Case& c, const Exact<float>& natural, const Exact<float
         const double lowest = unit * *std::max_element(natural.data + first, natural.data + last) - 8.0;
         for (int64_t i = first; i < last; ++i) {
             const double expected = (std::max(unit * natural.data[i], lowest) + 4.0) / 4.0;
-            if (!(std::abs(found.data[i] - expected) <= 2e-6 + 2e-7 * std::abs(expected))) fail("Whisper's scale is off");
+            if (!(std::abs(found.data[i] - expected) <= 2e-6 + 2e-7 * std::abs(expected)))
+                fail("Whisper's scale is off");
         }
     }
 }
@@ -403,6 +273,7 @@ int main(int argc, char** argv) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::string levels;
     for (const muomni::SimdLevel& level : muomni::simd_levels()) levels += " " + level.name;
-    std::printf("fuzz_mel: %lld cases, seed %lld, levels%s: no findings, %.1f s, %.0f cases/s\n", static_cast<long long>(n_cases),
-                static_cast<long long>(seed), levels.c_str(), seconds, static_cast<double>(n_cases) / seconds);
+    std::printf("fuzz_mel: %lld cases, seed %lld, levels%s: no findings, %.1f s, %.0f cases/s\n",
+                static_cast<long long>(n_cases), static_cast<long long>(seed), levels.c_str(), seconds,
+                static_cast<double>(n_cases) / seconds);
 }

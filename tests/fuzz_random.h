@@ -1,4 +1,4 @@
-// What the fuzz driver's cases are made of: seeded choices, buffers without a spare byte, and failures that name the case.
+// What the fuzz driver's cases are made of: seeded choices, buffers without a spare byte, failures that name the case.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,9 @@ public:
     }
     int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
     int64_t between(int64_t least, int64_t most) { return least + below(most - least + 1); }
-    double real(double least, double most) { return least + (most - least) * 0x1p-53 * static_cast<double>(next() >> 11); }
+    double real(double least, double most) {
+        return least + (most - least) * 0x1p-53 * static_cast<double>(next() >> 11);
+    }
     bool one_in(int64_t n) { return below(n) == 0; }
     template <typename T>
     T pick(std::initializer_list<T> from) {
@@ -39,7 +41,8 @@ private:
 // them move the address. Filled with a NaN of every type, which no case's input holds: an element not written shows.
 template <typename T>
 struct Exact {
-    explicit Exact(int64_t n, int64_t skew = 0) : size(n), memory_(new T[static_cast<size_t>(n + skew)]), data(memory_.get() + skew) {
+    explicit Exact(int64_t n, int64_t skew = 0)
+        : size(n), memory_(new T[static_cast<size_t>(n + skew)]), data(memory_.get() + skew) {
         for (int64_t i = 0; i < n; ++i) std::memcpy(data + i, fill(), sizeof(T));
     }
     static const char* fill() { return "\xee\xee\xee\xff" + 4 - sizeof(T); }
@@ -60,9 +63,9 @@ inline struct {
 } current_case;
 
 inline void print_case() {
-    std::fprintf(stderr, "fuzz_mel: case %lld of seed %lld: %s\nfuzz_mel: again with: fuzz_mel 1 %lld %lld\n",
-                 static_cast<long long>(current_case.number), static_cast<long long>(current_case.seed), current_case.text,
-                 static_cast<long long>(current_case.seed), static_cast<long long>(current_case.number));
+    const long long seed = current_case.seed, number = current_case.number;
+    std::fprintf(stderr, "fuzz_mel: case %lld of seed %lld: %s\nfuzz_mel: again with: fuzz_mel 1 %lld %lld\n", number,
+                 seed, current_case.text, seed, number);
 }
 
 [[noreturn]] inline void fail(const char* what) {
