@@ -5,7 +5,7 @@
 # OBJECTS: a directory with csrc's objects, built with the same sanitizers. RUN: an emulator for another architecture.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cases=${1:-200000} seed=${2:-0} cores=$(nproc) compiler=${CXX:-g++}
+cases=${1:-200000} seed=${2:-0} cores=$(env -u OMP_NUM_THREADS nproc) compiler=${CXX:-g++}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

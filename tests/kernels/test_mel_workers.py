@@ -110,12 +110,13 @@ def test_threads_of_python_compute_at_the_same_time() -> None:
 def test_the_interpreter_runs_on_during_a_call(n_threads: int) -> None:
     n_fft = 2 * 8_191  # a prime's transform is a direct sum: one frame takes long
     tables = native.MelTables(np.ones(n_fft, np.float32), np.ones((1, n_fft // 2 + 1), np.float32))
-    offsets, finished = np.array([0, 1]), []
+    waveform, offsets, out = np.ones(n_fft, np.float32), np.array([0, 1]), np.zeros((1, 1), np.float32)
+    finished = []
+    cu_samples = offsets * n_fft
     settings = {"hop_length": n_fft, "padding": "causal", "log": "ln", "floor": 1e-10, "simd": ""}
 
     def work() -> None:
-        arrays = np.ones(n_fft, np.float32), offsets * n_fft, offsets, np.zeros((1, 1), np.float32)
-        native.log_mel(tables, *arrays, n_threads=n_threads, **settings)
+        native.log_mel(tables, waveform, cu_samples, offsets, out, n_threads=n_threads, **settings)
         finished.append(True)
 
     interval = sys.getswitchinterval()
