@@ -47,9 +47,9 @@ std::unique_ptr<MelTables> make_tables(const Array<float>& window, const Array<f
     return std::make_unique<MelTables>(static_cast<int>(n_fft), window.data(), filters.data(), static_cast<int>(n_mels));
 }
 
-TransformBlock level_named(const std::string& name) {
+const SimdLevel& level_named(const std::string& name) {
     for (const SimdLevel& level : simd_levels())
-        if (name.empty() || level.name == name) return level.transform;
+        if (name.empty() || level.name == name) return level;
     throw std::invalid_argument("simd: this CPU has no level " + name + ".");
 }
 

@@ -2,42 +2,45 @@
 #pragma once
 
 #include <algorithm>
-#include <thread>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
 #include "log_mel.h"
+#include "pool.h"
 
 namespace muomni {
 
 inline float as_float(float sample) { return sample; }
 inline float as_float(int16_t sample) { return static_cast<float>(sample) * (1.0f / 32768.0f); }
 
+inline void widen(const SimdLevel&, const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
+inline void widen(const SimdLevel& level, const int16_t* from, int64_t n, float* into) { level.widen(from, n, into); }
+
 // What one thread writes to.
 struct Worker {
     explicit Worker(const MelTables& tables)
-        : scratch(static_cast<size_t>(tables.scratch_lanes())),
-          rows(static_cast<size_t>(tables.view.n_fft) * LANES),
-          unused(static_cast<size_t>(tables.view.n_mels)) {}
-    std::vector<Lane> scratch;
-    std::vector<float> rows;    // (LANES, n_fft) frames that do not lie in the waveform as they are
-    std::vector<float> unused;  // where lanes without a frame write
-    int64_t first_bad = -1;     // the first frame that is not finite
+        : scratch(new Lane[static_cast<size_t>(tables.scratch_lanes())]),
+          samples(new float[static_cast<size_t>(tables.view.n_fft) * LANES]),
+          unused(new float[static_cast<size_t>(tables.view.n_mels)]) {}
+    std::unique_ptr<Lane[]> scratch;
+    std::unique_ptr<float[]> samples;  // of frames that do not lie in the waveform as they are
+    std::unique_ptr<float[]> unused;   // where lanes without a frame write
+    int64_t first_bad = -1;            // the first frame that is not finite
 };
 
-// The n_fft samples from `start` of a clip with its padding.
+// The n samples from `start` of a clip with its padding.
 template <typename Sample>
-void copy_frame(const MelPlan& plan, const Sample* clip, int64_t n_samples, int64_t start, float* row) {
-    const int64_t n_fft = plan.tables.view.n_fft;
-    const int64_t begin = std::clamp<int64_t>(-start, 0, n_fft), end = std::clamp<int64_t>(n_samples - start, begin, n_fft);
-    for (int64_t n = begin; n < end; ++n) row[n] = as_float(clip[start + n]);
+void copy_samples(const MelPlan& plan, const Sample* clip, int64_t n_samples, int64_t start, int64_t n, float* into) {
+    const int64_t begin = std::clamp<int64_t>(-start, 0, n), end = std::clamp<int64_t>(n_samples - start, begin, n);
+    if (begin < end) widen(plan.level, clip + start + begin, end - begin, into + begin);
     if (plan.padding == Padding::causal) {
-        std::fill(row, row + begin, 0.0f);
-        std::fill(row + end, row + n_fft, 0.0f);
+        std::fill(into, into + begin, 0.0f);
+        std::fill(into + end, into + n, 0.0f);
         return;
     }
-    for (int64_t n = 0; n < begin; ++n) row[n] = as_float(clip[-(start + n)]);
-    for (int64_t n = end; n < n_fft; ++n) row[n] = as_float(clip[2 * (n_samples - 1) - (start + n)]);
+    for (int64_t i = 0; i < begin; ++i) into[i] = as_float(clip[-(start + i)]);
+    for (int64_t i = end; i < n; ++i) into[i] = as_float(clip[2 * (n_samples - 1) - (start + i)]);
 }
 
 // The clip that holds an item of the ragged list whose offsets are `cu`.
@@ -45,78 +48,109 @@ inline int64_t clip_of(const int64_t* cu, int64_t n_clips, int64_t item) {
     return std::upper_bound(cu, cu + n_clips + 1, item) - cu - 1;
 }
 
-// The frames [first, last) of all clips, LANES at a time: frame f is written to place(f, first of its block), then
-// done(first of the block, behind its last) is called.
-template <typename Sample, typename Place, typename Done>
-void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
-                Worker& worker, Place place, Done done) {
+// The samples of the frames [begin, begin + n) of one clip; spare lanes hold zeros.
+template <typename Sample>
+void place_clip(const MelPlan& plan, const Sample* clip, int64_t n_samples, int64_t frame, int64_t n, Worker& worker,
+                Block& block) {
+    const int64_t n_fft = plan.tables.view.n_fft, hop = plan.hop_length;
+    const int64_t start = frame * hop - plan.lead(), length = (n - 1) * hop + n_fft, all = (LANES - 1) * hop + n_fft;
+    const float* first = worker.samples.get();
+    if constexpr (std::is_same_v<Sample, float>)
+        if (start >= 0 && start + all <= n_samples) first = clip + start;
+    if (first == worker.samples.get()) {
+        // A mirrored clip ends half a frame behind its samples: no further than its own frames reach.
+        copy_samples(plan, clip, n_samples, start, length, worker.samples.get());
+        std::fill(worker.samples.get() + length, worker.samples.get() + all, 0.0f);
+    } else if (start + 2 * all <= n_samples) {
+        block.next = first + all;
+    }
+    for (int lane = 0; lane < LANES; ++lane) block.rows[lane] = first + lane * hop;
+    block.spaced = n_fft == 400 && hop == 160;
+}
+
+// The samples of the frames [begin, begin + n), of several clips; spare lanes repeat the first.
+template <typename Sample>
+void place_mixed(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t clip, int64_t begin,
+                 int64_t n, Worker& worker, Block& block) {
     const int64_t n_fft = plan.tables.view.n_fft;
-    const float unit = plan.log == Log::whisper ? 0.434294481903251828f : 1.0f;  // ln -> log10
-    const float* rows[LANES];
-    float* out_rows[LANES];
-    for (int64_t begin = first; begin < last; begin += LANES) {
-        int64_t clip = clip_of(ragged.cu_frames, ragged.n_clips, begin);
-        for (int lane = 0; lane < LANES; ++lane) {
-            const int64_t frame = begin + lane;
-            if (frame >= last) {  // the last block's spare lanes repeat its first frame
-                rows[lane] = rows[0];
-                out_rows[lane] = worker.unused.data();
+    for (int lane = 0; lane < LANES; ++lane) {
+        const int64_t frame = begin + lane;
+        block.rows[lane] = block.rows[0];
+        if (lane >= n) continue;
+        while (frame >= ragged.cu_frames[clip + 1]) ++clip;
+        const Sample* samples = waveform + ragged.cu_samples[clip];
+        const int64_t n_samples = ragged.cu_samples[clip + 1] - ragged.cu_samples[clip];
+        const int64_t start = (frame - ragged.cu_frames[clip]) * plan.hop_length - plan.lead();
+        if constexpr (std::is_same_v<Sample, float>) {
+            if (start >= 0 && start + n_fft <= n_samples) {
+                block.rows[lane] = samples + start;
                 continue;
             }
-            while (frame >= ragged.cu_frames[clip + 1]) ++clip;
-            const Sample* samples = waveform + ragged.cu_samples[clip];
-            const int64_t n_samples = ragged.cu_samples[clip + 1] - ragged.cu_samples[clip];
-            const int64_t start = (frame - ragged.cu_frames[clip]) * plan.hop_length - plan.lead();
-            out_rows[lane] = place(frame, begin);
-            if constexpr (std::is_same_v<Sample, float>) {
-                if (start >= 0 && start + n_fft <= n_samples) {
-                    rows[lane] = samples + start;
-                    continue;
-                }
-            }
-            float* row = worker.rows.data() + lane * n_fft;
-            copy_frame(plan, samples, n_samples, start, row);
-            rows[lane] = row;
         }
-        const uint32_t bad = plan.transform(plan.tables.view, plan.floor, unit, rows, out_rows, worker.scratch.data());
+        float* row = worker.samples.get() + lane * n_fft;
+        copy_samples(plan, samples, n_samples, start, n_fft, row);
+        block.rows[lane] = row;
+    }
+}
+
+// The frames [first, last) of all clips, LANES at a time: frame f is written to place(f, first of its block), then
+// done(first of the block, behind its last) is called. stream: the places are whole cache lines nobody reads soon.
+template <typename Sample, typename Place, typename Done>
+void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
+                bool stream, Worker& worker, Place place, Done done) {
+    const float unit = plan.log == Log::whisper ? 0.434294481903251828f : 1.0f;  // ln -> log10
+    for (int64_t begin = first, clip = -1; begin < last; begin += LANES) {
+        const int64_t n = std::min<int64_t>(LANES, last - begin);
+        if (clip < 0 || begin >= ragged.cu_frames[clip + 1]) clip = clip_of(ragged.cu_frames, ragged.n_clips, begin);
+        Block block{};
+        if (begin + n <= ragged.cu_frames[clip + 1])
+            place_clip(plan, waveform + ragged.cu_samples[clip], ragged.cu_samples[clip + 1] - ragged.cu_samples[clip],
+                       begin - ragged.cu_frames[clip], n, worker, block);
+        else
+            place_mixed(plan, waveform, ragged, clip, begin, n, worker, block);
+        for (int lane = 0; lane < LANES; ++lane)
+            block.out_rows[lane] = lane < n ? place(begin + lane, begin) : worker.unused.get();
+        block.stream = stream && n == LANES;
+        const uint32_t met = plan.level.transform(plan.tables.view, plan.floor, unit, block, worker.scratch.get());
+        const uint32_t bad = met & ((1u << n) - 1u);
         if (bad != 0 && worker.first_bad < 0) {
             int lane = 0;
             while (!(bad >> lane & 1u)) ++lane;
             worker.first_bad = begin + lane;
         }
-        done(begin, std::min<int64_t>(begin + LANES, last));
+        done(begin, begin + n);
     }
 }
 
-// Whisper's scale of one clip's values: nothing more than 8 below their maximum, then (x + 4) / 4.
-inline void whisper_scale(float* begin, float* end) {
-    if (begin == end) return;
-    const float lowest = *std::max_element(begin, end) - 8.0f;
-    for (float* x = begin; x != end; ++x) *x = (std::max(*x, lowest) + 4.0f) * 0.25f;
+// Whether rows of n_mels floats go past the cache: whole lines, and more than it holds for their reader.
+inline bool streams(const float* out, int64_t n_mels, int64_t n_values) {
+    constexpr int64_t LINE = 16, MUCH = 4 << 20;
+    return n_mels % LINE == 0 && n_values >= MUCH && reinterpret_cast<uintptr_t>(out) % (LINE * sizeof(float)) == 0;
 }
 
-// Joins on every way out: a thread that cannot be started must not end the process.
-struct Threads {
-    ~Threads() {
-        for (std::thread& thread : running) thread.join();
-    }
-    std::vector<std::thread> running;
-};
+// How many threads are worth waking: each has 128 frames at least.
+inline int64_t worker_count(int n_threads, int64_t n_frames, int64_t n_parts) {
+    return std::max<int64_t>(1, std::min({static_cast<int64_t>(n_threads), n_frames / 128, n_parts}));
+}
 
-// work(worker, its index) for each, on a thread of its own but for the first. Returns the clip of the first frame
-// that is not finite, else -1.
+// work(worker, its index) for each, shared among threads. Returns the clip of the first frame that is not finite,
+// else -1.
 template <typename Work>
-int64_t run_workers(std::vector<Worker>& workers, const Ragged& ragged, Work work) {
-    {
-        Threads threads;
-        threads.running.reserve(workers.size());
-        for (size_t w = 1; w < workers.size(); ++w)
-            threads.running.emplace_back([&, w] { work(workers[w], static_cast<int64_t>(w)); });
-        work(workers[0], 0);
-    }
+int64_t run_workers(std::vector<Worker>& workers, const MelPlan& plan, const Ragged& ragged, Work work) {
+    share(static_cast<int64_t>(workers.size()), [&](int64_t w) {
+        work(workers[static_cast<size_t>(w)], w);
+        plan.level.end_streams();
+    });
     for (const Worker& worker : workers)
         if (worker.first_bad >= 0) return clip_of(ragged.cu_frames, ragged.n_clips, worker.first_bad);
     return -1;
+}
+
+inline std::vector<Worker> make_workers(int64_t n, const MelTables& tables) {
+    std::vector<Worker> workers;
+    workers.reserve(static_cast<size_t>(n));
+    for (int64_t w = 0; w < n; ++w) workers.emplace_back(tables);
+    return workers;
 }
 
 }  // namespace muomni

@@ -100,7 +100,7 @@ int64_t frame_of(const Groups& g, int64_t row) {
 // Rows [first, last) of the natural logarithm, block by block.
 template <typename Sample, typename Out>
 void run_rows(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
-              Worker& worker, float* tile, Rows<Out>& rows) {
+              bool stream, Worker& worker, float* tile, Rows<Out>& rows) {
     if (first == last) return;
     const int64_t width = plan.tables.view.n_mels;
     rows.start(first);
@@ -109,7 +109,7 @@ void run_rows(const MelPlan& plan, const Sample* waveform, const Ragged& ragged,
             if (rows.in_place) return rows.stacked(frame);
         return tile + (frame - begin) * width;
     };
-    run_blocks(plan, waveform, ragged, first, last, worker, place,
+    run_blocks(plan, waveform, ragged, first, last, stream, worker, place,
                [&](int64_t begin, int64_t end) { rows.add(tile, begin, end); });
 }
 
@@ -121,9 +121,10 @@ void run_clip(const MelPlan& plan, const Sample* waveform, const Ragged& ragged,
     if (first == last) return;
     rows.start(first);
     run_blocks(
-        plan, waveform, ragged, first, last, worker,
+        plan, waveform, ragged, first, last, false, worker,
         [=](int64_t frame, int64_t) { return tile + (frame - first) * width; }, [](int64_t, int64_t) {});
-    whisper_scale(tile, tile + (last - first) * width);
+    const int64_t n = (last - first) * width;
+    plan.level.clamp_whisper(plan.level.largest(tile, n) - 8.0f, n, tile);
     rows.add(tile, first, last);
 }
 
@@ -135,34 +136,36 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
     const bool whisper = plan.log == Log::whisper;
     const int64_t n_clips = ragged.n_clips, n_frames = ragged.cu_frames[n_clips], n_rows = groups.cu_rows[n_clips];
     const int64_t n_parts = whisper ? n_clips : n_rows;
-    const int64_t most = std::min((n_frames + LANES - 1) / LANES, n_parts);
-    const int64_t n_workers = std::max<int64_t>(1, std::min<int64_t>(n_threads, most));
+    const int64_t n_workers = worker_count(n_threads, n_frames, n_parts);
     const bool in_place = !whisper && pool == Pool::stack && std::is_same_v<Out, float>;
-    // Worker w has the clips or rows from share[w]: about as many frames or rows each.
-    std::vector<int64_t> share;
+    // Worker w has the clips or rows from shares[w]: about as many frames or rows each.
+    std::vector<int64_t> shares;
     std::vector<std::vector<float>> tiles;
     std::vector<Rows<Out>> rows;
     for (int64_t w = 0; w <= n_workers; ++w)
-        share.push_back(!whisper          ? n_rows * w / n_workers
+        shares.push_back(!whisper          ? n_rows * w / n_workers
                         : w == n_workers ? n_clips
                                          : clip_of(ragged.cu_frames, n_clips, n_frames * w / n_workers));
     for (size_t w = 0; w < static_cast<size_t>(n_workers); ++w) {
         int64_t frames = LANES;
         if (whisper)
-            for (int64_t clip = share[w]; clip < share[w + 1]; ++clip)
+            for (int64_t clip = shares[w]; clip < shares[w + 1]; ++clip)
                 frames = std::max(frames, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip]);
         tiles.emplace_back(in_place ? 0 : static_cast<size_t>(frames * plan.tables.view.n_mels));
         rows.emplace_back(groups, pool, in_place, out);
     }
-    std::vector<Worker> workers(static_cast<size_t>(n_workers), Worker(plan.tables));
-    return run_workers(workers, ragged, [&](Worker& worker, int64_t w) {
+    bool stream = false;
+    if constexpr (std::is_same_v<Out, float>)
+        stream = in_place && streams(out, groups.width, n_rows * groups.factor * groups.width);
+    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
+    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const size_t at = static_cast<size_t>(w);
         float* tile = tiles[at].data();
         if (!whisper)
-            run_rows(plan, waveform, ragged, frame_of(groups, share[at]), frame_of(groups, share[at + 1]), worker, tile,
-                     rows[at]);
+            run_rows(plan, waveform, ragged, frame_of(groups, shares[at]), frame_of(groups, shares[at + 1]), stream, worker,
+                     tile, rows[at]);
         else
-            for (int64_t clip = share[at]; clip < share[at + 1]; ++clip)
+            for (int64_t clip = shares[at]; clip < shares[at + 1]; ++clip)
                 run_clip(plan, waveform, ragged, clip, worker, tile, rows[at]);
     });
 }

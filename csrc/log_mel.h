@@ -16,7 +16,7 @@ struct MelPlan {
     Padding padding;
     Log log;
     float floor;
-    TransformBlock transform;
+    const SimdLevel& level;
 
     // Samples a frame reaches back before frame * hop_length.
     int64_t lead() const { return padding == Padding::causal ? tables.view.n_fft - hop_length : tables.view.n_fft / 2; }

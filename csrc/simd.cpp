@@ -5,33 +5,25 @@ namespace muomni {
 
 #if defined(MUOMNI_X86_LEVELS)
 namespace avx512 {
-TransformBlock transform_block();
+SimdLevel level();
 }
 namespace avx2 {
-TransformBlock transform_block();
+SimdLevel level();
 }
 #endif
 namespace base {
-TransformBlock transform_block();
+SimdLevel level();
 }
-
-// What the compiler makes of the base level's vectors on an architecture that always has them.
-#if defined(__aarch64__)
-constexpr const char* BASE_NAME = "neon";
-#else
-constexpr const char* BASE_NAME = "base";
-#endif
 
 const std::vector<SimdLevel>& simd_levels() {
     static const std::vector<SimdLevel> levels = [] {
         std::vector<SimdLevel> found;
 #if defined(MUOMNI_X86_LEVELS)
         __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx512f")) found.push_back({"avx512", avx512::transform_block()});
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back({"avx2", avx2::transform_block()});
+        if (__builtin_cpu_supports("avx512f")) found.push_back(avx512::level());
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2::level());
 #endif
-        found.push_back({BASE_NAME, base::transform_block()});
+        found.push_back(base::level());
         return found;
     }();
     return levels;

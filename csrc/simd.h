@@ -10,18 +10,29 @@
 // Clang has no target pragma for a region; there, and on other CPUs, the base level alone is built.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MUOMNI_X86_LEVELS
+#include <immintrin.h>
 #endif
 
 namespace muomni {
 
-// rows: LANES frames of n_fft samples; out_rows: LANES rows of n_mels; scratch: scratch_lanes() lanes.
-// Returns a bit for every lane whose mel power is not finite.
-using TransformBlock = uint32_t (*)(const TableView& tables, float floor, float unit, const float* const* rows,
-                                    float* const* out_rows, Lane* scratch);
+// LANES frames and where their log-mel goes.
+struct Block {
+    const float* rows[LANES];  // n_fft samples each
+    float* out_rows[LANES];    // n_mels each
+    const float* next;         // 2,560 samples to fetch for the block after this one, or null
+    bool spaced;               // rows lie 160 samples apart, and n_fft is 400
+    bool stream;               // out_rows are whole cache lines that nobody reads soon
+};
 
+// A name and plain function pointers.
 struct SimdLevel {
-    std::string name;
-    TransformBlock transform;
+    const char* name;
+    // scratch: scratch_lanes() lanes. Returns a bit for every lane whose mel power is not finite.
+    uint32_t (*transform)(const TableView& tables, float floor, float unit, const Block& block, Lane* scratch);
+    void (*widen)(const int16_t* from, int64_t n, float* into);  // divides by 32,768
+    float (*largest)(const float* x, int64_t n);                 // n at least 1
+    void (*clamp_whisper)(float lowest, int64_t n, float* x);    // (max(x, lowest) + 4) / 4
+    void (*end_streams)();                                       // before another thread reads what was streamed
 };
 
 // What this CPU can run, the fastest first: of avx512, avx2 and base on x86-64, of neon on AArch64, elsewhere base. The

@@ -45,11 +45,26 @@ void MelTables::plan_fft(int n) {
     }
 }
 
+// The reciprocals are rounded first: the logarithms are those of what the vector code multiplies by.
+const float* MelTables::log_table() {
+    std::vector<float> table(64);
+    for (size_t i = 0; i < 32; ++i) {
+        table[i] = static_cast<float>(1.0 / (1.0 + (static_cast<double>(i) + 0.5) / 32.0));
+        table[32 + i] = static_cast<float>(-std::log(static_cast<double>(table[i])));
+    }
+    return keep(std::move(table));
+}
+
 MelTables::MelTables(int n_fft, const float* window, const float* filters, int n_mels) {
-    plan_fft(n_fft / 2);
-    std::vector<float> halved(window, window + n_fft), unpack, weights;
-    for (float& value : halved) value *= 0.5f;
-    for (int k = 0; k <= n_fft / 4; ++k) push_root(unpack, k, n_fft);
+    std::vector<float> scaled(window, window + n_fft), twiddle, weights;
+    if (n_fft == 400) {
+        for (int b = 0; b < 20; ++b)
+            for (int c = 1; c <= 10; ++c) push_root(twiddle, b * c, 400);
+    } else {
+        plan_fft(n_fft / 2);
+        for (float& value : scaled) value *= 0.5f;
+        for (int k = 0; k <= n_fft / 4; ++k) push_root(twiddle, k, n_fft);
+    }
     const int bins = n_fft / 2 + 1;
     band_offset_.push_back(0);
     for (int band = 0; band < n_mels; ++band) {
@@ -61,8 +76,8 @@ MelTables::MelTables(int n_fft, const float* window, const float* filters, int n
         weights.insert(weights.end(), row + first, row + last);
         band_offset_.push_back(static_cast<int>(weights.size()));
     }
-    view = {n_fft, n_mels, static_cast<int>(passes_.size()), passes_.data(), keep(std::move(halved)),
-            keep(std::move(unpack)), band_begin_.data(), band_offset_.data(), keep(std::move(weights))};
+    view = {n_fft, n_mels, static_cast<int>(passes_.size()), passes_.data(), keep(std::move(scaled)),
+            keep(std::move(twiddle)), log_table(), band_begin_.data(), band_offset_.data(), keep(std::move(weights))};
 }
 
 }  // namespace muomni

@@ -27,9 +27,10 @@ struct FftPass {
 // Pointers only: code compiled for one instruction set may not instantiate anything the linker could share.
 struct TableView {
     int n_fft, n_mels, n_passes;
-    const FftPass* passes;    // complex FFT of n_fft / 2
-    const float* window;      // (n_fft,) halved: the split of the real spectrum needs no factor then
-    const float* unpack;      // (n_fft / 4 + 1, 2): exp(-2 pi i k / n_fft)
+    const FftPass* passes;    // complex FFT of n_fft / 2; none for 400
+    const float* window;      // (n_fft,); but for 400 halved: the split of the real spectrum needs no factor then
+    const float* twiddle;     // (n_fft / 4 + 1, 2): exp(-2 pi i k / n_fft); for 400 (20, 10, 2): exp(-2 pi i b c / 400), c from 1
+    const float* logarithm;   // (2, 32): 1 / c and ln c, c the middles of 32 intervals from 1 to 2
     const int* band_begin;    // (n_mels,) first bin of each band
     const int* band_offset;   // (n_mels + 1,) into weights
     const float* weights;     // filter weights from each band's first to its last bin
@@ -45,11 +46,12 @@ public:
     TableView view;
 
     // Lanes of scratch one block of frames needs.
-    int64_t scratch_lanes() const { return 2 * static_cast<int64_t>(view.n_fft) + view.n_fft / 2 + 1 + view.n_mels; }
+    int64_t scratch_lanes() const { return LANES + view.n_fft / 2 + 1 + 2 * static_cast<int64_t>(view.n_fft); }
 
 private:
     const float* keep(std::vector<float> values);
     void plan_fft(int n);
+    const float* log_table();
 
     std::deque<std::vector<float>> floats_;
     std::vector<FftPass> passes_;

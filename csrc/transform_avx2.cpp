@@ -5,6 +5,7 @@
 #if defined(MUOMNI_X86_LEVELS)
 #pragma GCC target("avx2,fma")
 #define MUOMNI_LEVEL avx2
+#define MUOMNI_NAME "avx2"
 #define MUOMNI_WIDTH 8
 #include "transform.inc.h"
 #endif

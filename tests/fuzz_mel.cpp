@@ -112,18 +112,27 @@ void require_equal(const Exact<T>& found, const Exact<T>& expected, const char* 
     if (found.size != expected.size || std::memcmp(found.data, expected.data, sizeof(T) * found.size) != 0) fail(what);
 }
 
+// The mean of eight frames may take one logarithm of a product instead of eight: it differs in the last bits.
+bool is_near(float x, float expected) { return std::abs(x - expected) <= 2e-6f + 3e-7f * std::abs(expected); }
+bool is_near(uint16_t x, uint16_t expected) { return x == expected || std::abs(x - expected) == 1; }
+
 template <typename Sample, typename Out>
 void check_fused(Random& random, const Case& c, const MelPlan& plan, const Exact<Sample>& wave,
                  const Exact<float>& frames, int64_t bad_clip, int n_threads) {
-    const int64_t factor = random.one_in(20) ? random.between(17, 70) : random.between(1, 16);
+    const int64_t factor = random.one_in(4) ? 8 : random.one_in(20) ? random.between(17, 70) : random.between(1, 16);
     const Pool pool = random.pick({Pool::mean, Pool::max, Pool::stack});
     const std::vector<int64_t> cu_rows = row_offsets(c.cu_frames, factor);
     const Groups groups{c.cu_frames.data(), cu_rows.data(), c.n_clips(), c.n_mels, factor};
     const int64_t size = cu_rows.back() * c.n_mels * (pool == Pool::stack ? factor : 1);
-    Exact<Out> found(size, random.below(4));
-    if (log_mel_downsample(plan, wave.data, c.ragged(), groups, pool, n_threads, found.data) != bad_clip)
-        fail("log_mel_downsample names the wrong clip");
+    const auto compute = [&](int threads) {
+        Exact<Out> out(size, random.below(4));
+        if (log_mel_downsample(plan, wave.data, c.ragged(), groups, pool, threads, out.data) != bad_clip)
+            fail("log_mel_downsample names the wrong clip");
+        return out;
+    };
+    const Exact<Out> found = compute(n_threads);
     if (bad_clip >= 0) return;
+    if (n_threads > 1) require_equal(compute(1), found, "threads change log_mel_downsample");
     Exact<float> rows(size);
     downsample<Float32>(frames.data, groups, pool, rows.data);
     Exact<Out> expected(size);
@@ -132,6 +141,11 @@ void check_fused(Random& random, const Case& c, const MelPlan& plan, const Exact
             expected.data[i] = rows.data[i];
         else
             expected.data[i] = bits_of(static_cast<float>(nearest<Bfloat16>(rows.data[i]))) >> 16;
+    if (pool == Pool::mean && factor == 8 && plan.log == Log::natural) {
+        for (int64_t i = 0; i < size; ++i)
+            if (!is_near(found.data[i], expected.data[i])) fail("log_mel_downsample is not near log_mel and downsample");
+        return;
+    }
     require_equal(found, expected, "log_mel_downsample is not log_mel and downsample");
 }
 
@@ -214,11 +228,12 @@ void run_case(Random& random) {
     const int n_threads = random.one_in(4) ? static_cast<int>(random.between(2, 4)) : 1;
     const int64_t bad_clip = expected_bad_clip(c, wave);
     MelTables tables(c.n_fft, c.window.data(), c.filters.data(), c.n_mels);
-    MelPlan plan{tables, c.hop, c.padding, Log::natural, c.floor, nullptr};
+    const auto plan_of = [&](size_t level, Log log) {
+        return MelPlan{tables, c.hop, c.padding, log, c.floor, levels[level]};
+    };
     const auto compute = [&](size_t level, Log log) {
         Exact<float> out(c.cu_frames.back() * c.n_mels, random.below(16));
-        plan.log = log;
-        plan.transform = levels[level].transform;
+        const MelPlan plan = plan_of(level, log);
         if (log_mel(plan, wave.data, c.ragged(), level == chosen ? n_threads : 1, out.data) != bad_clip)
             fail("log_mel names the wrong clip");
         if (bad_clip < 0 && !std::all_of(out.data, out.data + out.size, [](float x) { return std::isfinite(x); }))
@@ -229,16 +244,16 @@ void run_case(Random& random) {
     for (size_t level = 0; level < levels.size(); ++level) outs.push_back(compute(level, Log::natural));
     if (bad_clip < 0) {
         check_levels(random, c, wave, outs);
-        plan.transform = levels[chosen].transform;
-        check_independence(random, c, plan, wave, outs[chosen]);
+        check_independence(random, c, plan_of(chosen, Log::natural), wave, outs[chosen]);
     }
     Exact<float> frames = std::move(outs[chosen]);
-    if (random.one_in(3)) {
+    const Log log = random.one_in(3) ? Log::whisper : Log::natural;
+    if (log == Log::whisper) {
         Exact<float> scaled = compute(chosen, Log::whisper);
         if (bad_clip < 0) check_whisper(c, frames, scaled);
         frames = std::move(scaled);
     }
-    plan.transform = levels[chosen].transform;
+    const MelPlan plan = plan_of(chosen, log);
     if (random.one_in(2))
         check_fused<Sample, float>(random, c, plan, wave, frames, bad_clip, n_threads);
     else
@@ -264,7 +279,7 @@ int main(int argc, char** argv) {
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::string levels;
-    for (const muomni::SimdLevel& level : muomni::simd_levels()) levels += " " + level.name;
+    for (const muomni::SimdLevel& level : muomni::simd_levels()) levels += std::string(" ") + level.name;
     std::printf("fuzz_mel: %lld cases, seed %lld, levels%s: no findings, %.1f s, %.0f cases/s\n",
                 static_cast<long long>(n_cases), static_cast<long long>(seed), levels.c_str(), seconds,
                 static_cast<double>(n_cases) / seconds);
