@@ -16,6 +16,9 @@ using muomni::Log;
 using muomni::Padding;
 using muomni::Ragged;
 
+// Log-mel values from which results of whole cache lines go past the cache (csrc/blocks.h).
+constexpr int64_t HUGE_VALUES = (16 << 20) / sizeof(float);
+
 struct Case {
     int n_fft, hop, n_mels;
     Padding padding;
@@ -88,31 +91,41 @@ inline int64_t frames_of(const Case& c, int64_t n_samples) {
     return (n_samples + (c.padding == Padding::causal ? c.hop - 1 : 0)) / c.hop;
 }
 
-inline void make_clips(Random& random, Case& c) {
-    const int64_t n_clips = random.one_in(40) ? 0 : random.one_in(60) ? 40 : random.between(1, 5);
+// Mostly a few frames; `many`: enough to be shared among threads; `huge`: more than are kept in the cache.
+inline void make_clips(Random& random, Case& c, bool many, bool huge) {
+    const int64_t n_clips = huge                ? random.between(1, 3)
+                            : random.one_in(40) ? 0
+                            : random.one_in(60) ? 40
+                                                : random.between(1, 5);
     for (int64_t clip = 0; clip < n_clips; ++clip) {
-        const int64_t near = c.hop * random.between(1, 20) + random.between(-1, 1);
-        int64_t n = random.pick<int64_t>(
-            {0, 1, near, random.below(c.hop + 1), random.below(3 * c.hop), c.hop * random.below(12)});
-        if (c.padding == Padding::reflect && n >= c.hop) n = std::max<int64_t>(n, c.n_fft / 2 + 1);
-        c.cu_samples.push_back(c.cu_samples.back() + n);
-        c.cu_frames.push_back(c.cu_frames.back() + frames_of(c, n));
+        const int64_t most = huge ? 0 : many ? 300 : 20, least = huge ? HUGE_VALUES / c.n_mels / n_clips : 0;
+        const int64_t near = c.hop * random.between(least + 1, std::max(most, least + 40)) + random.between(-1, 1);
+        const int64_t n = huge ? near
+                               : random.pick<int64_t>({0, 1, near, random.below(c.hop + 1), random.below(3 * c.hop),
+                                                       c.hop * random.below(many ? 300 : 12)});
+        const bool too_short = c.padding == Padding::reflect && n >= c.hop && n <= c.n_fft / 2;
+        const int64_t n_samples = too_short ? c.n_fft / 2 + 1 : n;
+        c.cu_samples.push_back(c.cu_samples.back() + n_samples);
+        c.cu_frames.push_back(c.cu_frames.back() + frames_of(c, n_samples));
     }
 }
 
 inline Case make_case(Random& random) {
     Case c;
-    c.n_fft = random_n_fft(random);
+    const bool huge = random.one_in(20'000), many = random.one_in(100);
+    c.n_fft = huge ? static_cast<int>(2 * random.between(2, 16)) : random_n_fft(random);
     c.hop = static_cast<int>(random.one_in(3)    ? std::max(1, c.n_fft * 2 / 5)
                              : random.one_in(10) ? c.n_fft
                                                  : random.between(1, c.n_fft));
     // Short hops would make thousands of frames of the reflected clips, which are at least half a window long.
     c.padding = random.one_in(3) && c.hop * 8 >= c.n_fft ? Padding::reflect : Padding::causal;
-    c.n_mels = static_cast<int>(random.one_in(12) ? random.pick({80, 128}) : random.between(1, 24));
+    c.n_mels = static_cast<int>(huge                ? random.pick({64, 128})
+                                : random.one_in(12) ? random.pick({80, 128})
+                                                    : random.between(1, 24));
     c.floor = static_cast<float>(random.one_in(2) ? 1e-10 : random.pick({1.17549435e-38, 1e-20, 1e-7, 1.0, 3.4e38}));
     make_window(random, c);
     make_filters(random, c);
-    make_clips(random, c);
+    make_clips(random, c, many, huge);
     return c;
 }
 

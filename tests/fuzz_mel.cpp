@@ -143,7 +143,7 @@ void check_fused(Random& random, const Case& c, const MelPlan& plan, const Exact
             expected.data[i] = bits_of(static_cast<float>(nearest<Bfloat16>(rows.data[i]))) >> 16;
     if (pool == Pool::mean && factor == 8 && plan.log == Log::natural) {
         for (int64_t i = 0; i < size; ++i)
-            if (!is_near(found.data[i], expected.data[i])) fail("log_mel_downsample is not near log_mel and downsample");
+            if (!is_near(found.data[i], expected.data[i])) fail("log_mel_downsample: a mean of eight is off");
         return;
     }
     require_equal(found, expected, "log_mel_downsample is not log_mel and downsample");
@@ -225,7 +225,9 @@ void run_case(Random& random) {
     const Exact<Sample> wave = make_waveform<Sample>(random, c);
     const std::vector<SimdLevel>& levels = simd_levels();
     const size_t chosen = static_cast<size_t>(random.below(static_cast<int64_t>(levels.size())));
-    const int n_threads = random.one_in(4) ? static_cast<int>(random.between(2, 4)) : 1;
+    // Fewer frames than csrc/blocks.h gives a thread are not shared.
+    const bool threads = random.one_in(c.cu_frames.back() >= 256 ? 2 : 10);
+    const int n_threads = threads ? static_cast<int>(random.between(2, 4)) : 1;
     const int64_t bad_clip = expected_bad_clip(c, wave);
     MelTables tables(c.n_fft, c.window.data(), c.filters.data(), c.n_mels);
     const auto plan_of = [&](size_t level, Log log) {

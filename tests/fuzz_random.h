@@ -7,6 +7,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <new>
 
 namespace fuzz {
 
@@ -38,11 +39,13 @@ private:
 };
 
 // n elements up to the last byte of a heap block, so that AddressSanitizer sees every overrun; `skew` elements before
-// them move the address. Filled with a NaN of every type, which no case's input holds: an element not written shows.
+// them move the address from the start of a cache line. Filled with a NaN of every type, which no case's input holds:
+// an element not written shows.
 template <typename T>
 struct Exact {
     explicit Exact(int64_t n, int64_t skew = 0)
-        : size(n), memory_(new T[static_cast<size_t>(n + skew)]), data(memory_.get() + skew) {
+        : size(n), memory_(static_cast<T*>(operator new(sizeof(T) * static_cast<size_t>(n + skew), LINE))),
+          data(memory_.get() + skew) {
         for (int64_t i = 0; i < n; ++i) std::memcpy(data + i, fill(), sizeof(T));
     }
     static const char* fill() { return "\xee\xee\xee\xff" + 4 - sizeof(T); }
@@ -51,7 +54,11 @@ struct Exact {
     int64_t size;
 
 private:
-    std::unique_ptr<T[]> memory_;
+    static constexpr std::align_val_t LINE{64};
+    struct Free {
+        void operator()(T* memory) const { operator delete(memory, LINE); }
+    };
+    std::unique_ptr<T, Free> memory_;
 
 public:
     T* data;
