@@ -23,6 +23,15 @@ struct Worker {
         : scratch(new Lane[static_cast<size_t>(tables.scratch_lanes())]),
           samples(new float[static_cast<size_t>(tables.view.n_fft) * LANES]),
           unused(new float[static_cast<size_t>(tables.view.n_mels)]) {}
+
+    // met: a bit for every lane that is not finite; the first n lanes are the frames from begin.
+    void note(uint32_t met, int64_t begin, int64_t n) {
+        const uint32_t bad = met & ((1u << n) - 1u);
+        if (bad == 0 || first_bad >= 0) return;
+        first_bad = begin;
+        for (uint32_t rest = bad; !(rest & 1u); rest >>= 1) ++first_bad;
+    }
+
     std::unique_ptr<Lane[]> scratch;
     std::unique_ptr<float[]> samples;  // of frames that do not lie in the waveform as they are
     std::unique_ptr<float[]> unused;   // where lanes without a frame write
@@ -111,21 +120,16 @@ void run_blocks(const MelPlan& plan, const Sample* waveform, const Ragged& ragge
         for (int lane = 0; lane < LANES; ++lane)
             block.out_rows[lane] = lane < n ? place(begin + lane, begin) : worker.unused.get();
         block.stream = stream && n == LANES;
-        const uint32_t met = plan.level.transform(plan.tables.view, plan.floor, unit, block, worker.scratch.get());
-        const uint32_t bad = met & ((1u << n) - 1u);
-        if (bad != 0 && worker.first_bad < 0) {
-            int lane = 0;
-            while (!(bad >> lane & 1u)) ++lane;
-            worker.first_bad = begin + lane;
-        }
+        worker.note(plan.level.transform(plan.tables.view, plan.floor, unit, block, worker.scratch.get()), begin, n);
         done(begin, begin + n);
     }
 }
 
-// Whether rows of n_mels floats go past the cache: whole lines, and more than it holds for their reader.
-inline bool streams(const float* out, int64_t n_mels, int64_t n_values) {
-    constexpr int64_t LINE = 16, MUCH = 4 << 20;
-    return n_mels % LINE == 0 && n_values >= MUCH && reinterpret_cast<uintptr_t>(out) % (LINE * sizeof(float)) == 0;
+// Whether rows of `width` values go past the cache: whole lines, and more than it holds for their reader.
+template <typename Out>
+bool streams(const Out* out, int64_t width, int64_t n_rows) {
+    constexpr int64_t LINE = 64, MUCH = 16 << 20, SIZE = sizeof(Out);
+    return width * SIZE % LINE == 0 && width * SIZE * n_rows >= MUCH && reinterpret_cast<uintptr_t>(out) % LINE == 0;
 }
 
 // How many threads are worth waking: each has 128 frames at least.

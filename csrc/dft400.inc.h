@@ -85,11 +85,18 @@ void load_spaced(const float* first, int b, float* into) {
     }
 }
 
+// The next block's samples come from memory while this one is computed, a few lines at a time: a load that finds every
+// buffer of the cache busy would wait.
+ALWAYS_INLINE void fetch(const float* from, int n_lines) {
+    for (int line = 0; line < n_lines; ++line) __builtin_prefetch(from + 16 * line);
+}
+
 // Inner sums of four b: `sums` has (11, 20, re and im) lanes.
 template <bool SPACED>
-ALWAYS_INLINE void inner_sums(const TableView& tables, int b, const float* samples, float* sums) {
+ALWAYS_INLINE void inner_sums(const TableView& tables, int b, const float* samples, const float* next, float* sums) {
     constexpr int ROWS = SPACED ? 8 : 20;
     for (int i = 0; i < 4; ++i) {
+        if (next != nullptr) fetch(next + 64 * (b + i), 4);
         const float *window = tables.window + b + i, *twiddle = tables.twiddle + (b + i) * 20;
         for (int at = 0; at < LANES; at += W) {
             Vec x[20];
@@ -119,9 +126,7 @@ void outer_sums(const float* sums, const float* next, float* power) {
     }
     for (int c = 1; c <= 10; ++c) {
         sums += 40 * LANES;
-        // The next block's samples come from memory while this one is computed.
-        if (next != nullptr)
-            for (int line = 0; line < 16; ++line) __builtin_prefetch(next + (c * 16 - 16 + line) * 16);
+        if (next != nullptr) fetch(next + 1280 + 128 * (c - 1), 8);
         float *rising = power + c * LANES, *falling = power + (20 - c) * LANES;
         for (int at = 0; at < LANES; at += W) {
             Complex x[20], y[4][5];
@@ -150,10 +155,10 @@ void power_spectrum_400(const TableView& tables, const Block& block, float* scra
     for (int b = 0; b < 20; b += 4) {
         if (block.spaced) {
             load_spaced(block.rows[0], b, scratch);
-            inner_sums<true>(tables, b, scratch, sums);
+            inner_sums<true>(tables, b, scratch, block.next, sums);
         } else {
             load_any(block.rows, b, scratch);
-            inner_sums<false>(tables, b, scratch, sums);
+            inner_sums<false>(tables, b, scratch, block.next, sums);
         }
     }
     outer_sums(sums, block.next, power);

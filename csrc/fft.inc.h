@@ -52,17 +52,17 @@ template <>
 struct Butterfly<5> {
     static ALWAYS_INLINE void run(Complex* x) {
         constexpr float c1 = 0.309016994374947424f, c2 = -0.809016994374947424f;  // cos(2 pi / 5), cos(4 pi / 5)
-        constexpr float s1 = 0.951056516295153572f, s2 = 0.587785252292473129f;   // sin of the same
+        constexpr float s1 = 0.951056516295153572f, ratio = 0.618033988749894848f;  // sin(2 pi / 5), sin(4 pi / 5) / s1
         const Complex a = x[1] + x[4], b = x[2] + x[3], c = x[1] - x[4], d = x[2] - x[3];
         const Complex near = {x[0].re + c1 * a.re + c2 * b.re, x[0].im + c1 * a.im + c2 * b.im};
         const Complex far = {x[0].re + c2 * a.re + c1 * b.re, x[0].im + c2 * a.im + c1 * b.im};
-        const Complex near_turned = minus_i({s1 * c.re + s2 * d.re, s1 * c.im + s2 * d.im});
-        const Complex far_turned = minus_i({s2 * c.re - s1 * d.re, s2 * c.im - s1 * d.im});
+        // The factor s1 that both share rides on the last additions.
+        const Complex p = {c.re + ratio * d.re, c.im + ratio * d.im}, q = {ratio * c.re - d.re, ratio * c.im - d.im};
         x[0] = x[0] + a + b;
-        x[1] = near + near_turned;
-        x[2] = far + far_turned;
-        x[3] = far - far_turned;
-        x[4] = near - near_turned;
+        x[1] = {near.re + s1 * p.im, near.im - s1 * p.re};
+        x[2] = {far.re + s1 * q.im, far.im - s1 * q.re};
+        x[3] = {far.re - s1 * q.im, far.im + s1 * q.re};
+        x[4] = {near.re - s1 * p.im, near.im + s1 * p.re};
     }
 };
 

@@ -2,17 +2,14 @@
 #include "fused.h"
 
 #include "blocks.h"
-#include "element.h"
 
 namespace muomni {
 
 namespace {
 
-void convert(const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
-
-// There is no NaN here: a clip that is not finite is an error.
-void convert(const float* from, int64_t n, uint16_t* into) {
-    for (int64_t i = 0; i < n; ++i) into[i] = Bfloat16::narrow_number(from[i]);
+void convert(const SimdLevel&, const float* from, int64_t n, bool, float* into) { std::copy(from, from + n, into); }
+void convert(const SimdLevel& level, const float* from, int64_t n, bool stream, uint16_t* into) {
+    level.to_bfloat16(from, n, stream, into);
 }
 
 // Takes the frames of whole groups one after another and writes the rows, in the order of additions of `downsample`.
@@ -20,10 +17,11 @@ template <typename Out>
 class Rows {
 public:
     // in_place: a float row of stack is its frames, and they are written there before they are added.
-    Rows(const Groups& groups, Pool pool, bool in_place, Out* out)
-        : in_place(in_place), g_(groups), pool_(pool), out_(out), sum_(static_cast<size_t>(groups.width)) {}
+    // stream: rows are whole cache lines that nobody reads soon.
+    Rows(const SimdLevel& level, const Groups& groups, Pool pool, bool in_place, bool stream, Out* out)
+        : in_place(in_place), stream(stream), level_(level), g_(groups), pool_(pool), out_(out), sum_(static_cast<size_t>(groups.width)) {}
 
-    const bool in_place;
+    const bool in_place, stream;
 
     // The next frame to come, the first of a group.
     void start(int64_t frame) { seek(clip_of(g_.cu_frames, g_.n_clips, frame), frame); }
@@ -59,7 +57,7 @@ private:
     }
 
     void stack(const float* x) {
-        if (!in_place) convert(x, g_.width, out_ + (row_ * g_.factor + count_) * g_.width);
+        if (!in_place) convert(level_, x, g_.width, stream, out_ + (row_ * g_.factor + count_) * g_.width);
     }
 
     void pool(const float* x) {
@@ -67,7 +65,7 @@ private:
         if (count_ == 0)
             std::copy(x, x + g_.width, y);
         else if (pool_ == Pool::mean)
-            for (int64_t c = 0; c < g_.width; ++c) y[c] += x[c];
+            level_.add(x, g_.width, y);
         else
             for (int64_t c = 0; c < g_.width; ++c) y[c] = x[c] > y[c] ? x[c] : y[c];
     }
@@ -80,9 +78,10 @@ private:
         }
         if (pool_ == Pool::mean)
             for (float& y : sum_) y /= static_cast<float>(count_);
-        convert(sum_.data(), g_.width, out_ + row_ * g_.width);
+        convert(level_, sum_.data(), g_.width, false, out_ + row_ * g_.width);
     }
 
+    const SimdLevel& level_;
     const Groups& g_;
     const Pool pool_;
     Out* const out_;
@@ -100,7 +99,7 @@ int64_t frame_of(const Groups& g, int64_t row) {
 // Rows [first, last) of the natural logarithm, block by block.
 template <typename Sample, typename Out>
 void run_rows(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t first, int64_t last,
-              bool stream, Worker& worker, float* tile, Rows<Out>& rows) {
+              Worker& worker, float* tile, Rows<Out>& rows) {
     if (first == last) return;
     const int64_t width = plan.tables.view.n_mels;
     rows.start(first);
@@ -109,8 +108,32 @@ void run_rows(const MelPlan& plan, const Sample* waveform, const Ragged& ragged,
             if (rows.in_place) return rows.stacked(frame);
         return tile + (frame - begin) * width;
     };
-    run_blocks(plan, waveform, ragged, first, last, stream, worker, place,
+    run_blocks(plan, waveform, ragged, first, last, rows.in_place && rows.stream, worker, place,
                [&](int64_t begin, int64_t end) { rows.add(tile, begin, end); });
+}
+
+// The same of the mean over eight frames, two rows of a clip at a time.
+template <typename Sample, typename Out>
+void run_means(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, const Groups& groups, int64_t first,
+               int64_t last, Worker& worker, float* tile, Out* out) {
+    const int64_t width = groups.width;
+    for (int64_t row = first, clip = -1; row < last;) {
+        if (clip < 0 || row >= groups.cu_rows[clip + 1]) clip = clip_of(groups.cu_rows, groups.n_clips, row);
+        const int64_t begin = (row - groups.cu_rows[clip]) * groups.factor;
+        const int64_t n_rows = std::min<int64_t>({2, last - row, groups.cu_rows[clip + 1] - row});
+        const int64_t n = std::min(n_rows * groups.factor, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip] - begin);
+        Block block{};
+        place_clip(plan, waveform + ragged.cu_samples[clip], ragged.cu_samples[clip + 1] - ragged.cu_samples[clip], begin,
+                   n, worker, block);
+        float* into = tile;
+        if constexpr (std::is_same_v<Out, float>) into = out + row * width;
+        block.out_rows[0] = into;
+        block.out_rows[groups.factor] = into + width;
+        worker.note(plan.level.pooled(plan.tables.view, plan.floor, block, static_cast<int>(n), worker.scratch.get()),
+                    ragged.cu_frames[clip] + begin, n);
+        if constexpr (!std::is_same_v<Out, float>) convert(plan.level, tile, n_rows * width, false, out + row * width);
+        row += n_rows;
+    }
 }
 
 // Whisper's scale needs the maximum of a clip before anything is pooled: its frames wait in `tile`.
@@ -137,7 +160,10 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
     const int64_t n_clips = ragged.n_clips, n_frames = ragged.cu_frames[n_clips], n_rows = groups.cu_rows[n_clips];
     const int64_t n_parts = whisper ? n_clips : n_rows;
     const int64_t n_workers = worker_count(n_threads, n_frames, n_parts);
+    const bool means = !whisper && pool == Pool::mean && groups.factor == LANES / 2 && groups.width % 8 == 0 &&
+                       plan.level.pooled != nullptr;
     const bool in_place = !whisper && pool == Pool::stack && std::is_same_v<Out, float>;
+    const bool stream = pool == Pool::stack && streams(out, groups.width, n_rows * groups.factor);
     // Worker w has the clips or rows from shares[w]: about as many frames or rows each.
     std::vector<int64_t> shares;
     std::vector<std::vector<float>> tiles;
@@ -152,18 +178,17 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
             for (int64_t clip = shares[w]; clip < shares[w + 1]; ++clip)
                 frames = std::max(frames, ragged.cu_frames[clip + 1] - ragged.cu_frames[clip]);
         tiles.emplace_back(in_place ? 0 : static_cast<size_t>(frames * plan.tables.view.n_mels));
-        rows.emplace_back(groups, pool, in_place, out);
+        rows.emplace_back(plan.level, groups, pool, in_place, stream, out);
     }
-    bool stream = false;
-    if constexpr (std::is_same_v<Out, float>)
-        stream = in_place && streams(out, groups.width, n_rows * groups.factor * groups.width);
     std::vector<Worker> workers = make_workers(n_workers, plan.tables);
     return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const size_t at = static_cast<size_t>(w);
         float* tile = tiles[at].data();
-        if (!whisper)
-            run_rows(plan, waveform, ragged, frame_of(groups, shares[at]), frame_of(groups, shares[at + 1]), stream, worker,
-                     tile, rows[at]);
+        if (means)
+            run_means(plan, waveform, ragged, groups, shares[at], shares[at + 1], worker, tile, out);
+        else if (!whisper)
+            run_rows(plan, waveform, ragged, frame_of(groups, shares[at]), frame_of(groups, shares[at + 1]), worker, tile,
+                     rows[at]);
         else
             for (int64_t clip = shares[at]; clip < shares[at + 1]; ++clip)
                 run_clip(plan, waveform, ragged, clip, worker, tile, rows[at]);

@@ -69,7 +69,7 @@ template <typename Sample>
 int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int n_threads, float* out) {
     const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
     const int64_t blocks = (total + LANES - 1) / LANES, n_workers = worker_count(n_threads, total, blocks);
-    const bool whisper = plan.log == Log::whisper, stream = !whisper && streams(out, n_mels, total * n_mels);
+    const bool whisper = plan.log == Log::whisper, stream = !whisper && streams(out, n_mels, total);
     std::vector<Worker> workers = make_workers(n_workers, plan.tables);
     std::vector<WhisperScale> scales;
     for (int64_t w = 0; w < n_workers; ++w) {

@@ -29,9 +29,15 @@ struct SimdLevel {
     const char* name;
     // scratch: scratch_lanes() lanes. Returns a bit for every lane whose mel power is not finite.
     uint32_t (*transform)(const TableView& tables, float floor, float unit, const Block& block, Lane* scratch);
+    // The mean of ln over each half of the lanes, into out_rows[0] and [8]; the first n lanes count, and a half without
+    // any is not written. n_mels is a multiple of 8. Null where the plain way is as good.
+    uint32_t (*pooled)(const TableView& tables, float floor, const Block& block, int n, Lane* scratch);
     void (*widen)(const int16_t* from, int64_t n, float* into);  // divides by 32,768
     float (*largest)(const float* x, int64_t n);                 // n at least 1
     void (*clamp_whisper)(float lowest, int64_t n, float* x);    // (max(x, lowest) + 4) / 4
+    // Of numbers, to nearest even; stream: `into` is whole cache lines that nobody reads soon.
+    void (*to_bfloat16)(const float* from, int64_t n, bool stream, uint16_t* into);
+    void (*add)(const float* x, int64_t n, float* into);
     void (*end_streams)();                                       // before another thread reads what was streamed
 };
 

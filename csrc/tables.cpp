@@ -1,6 +1,7 @@
 // Builds the tables of one log-mel definition; angles in double precision.
 #include "tables.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -55,8 +56,33 @@ const float* MelTables::log_table() {
     return keep(std::move(table));
 }
 
+const float* MelTables::plan_bands(const float* filters, int n_mels, int bins) {
+    std::vector<float> weights;
+    for (int eight = 0; eight < n_mels; eight += 8) {
+        int begin[8] = {}, widest = 0;
+        for (int band = eight; band < std::min(eight + 8, n_mels); ++band) {
+            const float* row = filters + static_cast<int64_t>(band) * bins;
+            int first = 0, last = bins;
+            while (first < bins && row[first] == 0.0f) ++first;
+            while (last > first && row[last - 1] == 0.0f) --last;
+            begin[band - eight] = first;
+            widest = std::max(widest, last - first);
+        }
+        // A band that would run over the last bin begins earlier, with weights of zero.
+        for (int& first : begin) {
+            first = std::min(first, bins - widest);
+            band_begin_.push_back(first);
+        }
+        for (int bin = 0; bin < widest; ++bin)
+            for (int i = 0; i < 8; ++i)
+                weights.push_back(eight + i < n_mels ? filters[static_cast<int64_t>(eight + i) * bins + begin[i] + bin] : 0.0f);
+        eight_bins_.push_back(widest);
+    }
+    return keep(std::move(weights));
+}
+
 MelTables::MelTables(int n_fft, const float* window, const float* filters, int n_mels) {
-    std::vector<float> scaled(window, window + n_fft), twiddle, weights;
+    std::vector<float> scaled(window, window + n_fft), twiddle;
     if (n_fft == 400) {
         for (int b = 0; b < 20; ++b)
             for (int c = 1; c <= 10; ++c) push_root(twiddle, b * c, 400);
@@ -65,19 +91,10 @@ MelTables::MelTables(int n_fft, const float* window, const float* filters, int n
         for (float& value : scaled) value *= 0.5f;
         for (int k = 0; k <= n_fft / 4; ++k) push_root(twiddle, k, n_fft);
     }
-    const int bins = n_fft / 2 + 1;
-    band_offset_.push_back(0);
-    for (int band = 0; band < n_mels; ++band) {
-        const float* row = filters + static_cast<int64_t>(band) * bins;
-        int first = 0, last = bins;
-        while (first < bins && row[first] == 0.0f) ++first;
-        while (last > first && row[last - 1] == 0.0f) --last;
-        band_begin_.push_back(first < bins ? first : 0);
-        weights.insert(weights.end(), row + first, row + last);
-        band_offset_.push_back(static_cast<int>(weights.size()));
-    }
     view = {n_fft, n_mels, static_cast<int>(passes_.size()), passes_.data(), keep(std::move(scaled)),
-            keep(std::move(twiddle)), log_table(), band_begin_.data(), band_offset_.data(), keep(std::move(weights))};
+            keep(std::move(twiddle)), log_table(), nullptr, nullptr, plan_bands(filters, n_mels, n_fft / 2 + 1)};
+    view.band_begin = band_begin_.data();
+    view.eight_bins = eight_bins_.data();
 }
 
 }  // namespace muomni

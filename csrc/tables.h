@@ -31,9 +31,10 @@ struct TableView {
     const float* window;      // (n_fft,); but for 400 halved: the split of the real spectrum needs no factor then
     const float* twiddle;     // (n_fft / 4 + 1, 2): exp(-2 pi i k / n_fft); for 400 (20, 10, 2): exp(-2 pi i b c / 400), c from 1
     const float* logarithm;   // (2, 32): 1 / c and ln c, c the middles of 32 intervals from 1 to 2
-    const int* band_begin;    // (n_mels,) first bin of each band
-    const int* band_offset;   // (n_mels + 1,) into weights
-    const float* weights;     // filter weights from each band's first to its last bin
+    // Bands go by eights, all of as many bins as the widest: the last eight may hold bands of no weight.
+    const int* band_begin;    // (n_eights, 8) first bin of each band
+    const int* eight_bins;    // (n_eights,) bins of its bands
+    const float* weights;     // of every eight (bins, 8)
 };
 
 class MelTables {
@@ -52,10 +53,11 @@ private:
     const float* keep(std::vector<float> values);
     void plan_fft(int n);
     const float* log_table();
+    const float* plan_bands(const float* filters, int n_mels, int bins);
 
     std::deque<std::vector<float>> floats_;
     std::vector<FftPass> passes_;
-    std::vector<int> band_begin_, band_offset_;
+    std::vector<int> band_begin_, eight_bins_;
 };
 
 }  // namespace muomni

@@ -57,71 +57,94 @@ void power_spectrum_any(const TableView& tables, const Block& block, float* scra
     split_spectrum(tables, fft(tables, a, b), power);
 }
 
-// unit * ln(max(mel, floor)) of one band for all lanes; `wrong` collects what is not a number from powers that are
-// not finite.
-ALWAYS_INLINE void log_band(const TableView& tables, int band, const float* power, const Logarithm& ln, float floor,
-                            float unit, Vec* wrong, float* into) {
-    const float* bin = power + static_cast<int64_t>(tables.band_begin[band]) * LANES;
-    const float *first = tables.weights + tables.band_offset[band], *last = tables.weights + tables.band_offset[band + 1];
-    for (int at = 0; at < LANES; at += W) {
-        Vec sum = {};
-        const float* from = bin + at;
-        for (const float* weight = first; weight < last; ++weight, from += LANES) sum += *weight * load(from);
-        wrong[at / W] += sum * 0.0f;
-        store(into + at, unit * ln(larger(sum, floor)));
-    }
+void power_spectrum(const TableView& tables, const Block& block, float* scratch, float* power) {
+    if (tables.n_fft == 400)
+        power_spectrum_400(tables, block, scratch, power);
+    else
+        power_spectrum_any(tables, block, scratch, power);
 }
 
-// W rows of a tile at [row][lane] to W columns of every lane's row.
-ALWAYS_INLINE void store_tile(const float* tile, int band, bool stream, float* const* out_rows) {
-    const float* rows[W];
-    UNROLL for (int i = 0; i < W; ++i) rows[i] = tile + i * LANES;
-    for (int l = 0; l < LANES; l += 4) {
-        Vec x[4];
-        columns(rows, l, x);
-        UNROLL for (int i = 0; i < 4; ++i) {
-#if MUOMNI_WIDTH == 16
-            // A whole line goes past the cache: it need not be read first, and nobody waits for it.
-            if (stream) {
-                _mm512_stream_ps(out_rows[l + i] + band, (__m512)x[i]);
-                continue;
-            }
-#endif
-            store(out_rows[l + i] + band, x[i]);
-        }
+// Eight bands of a part of the lanes; `wrong` collects what is not a number from powers that are not finite.
+ALWAYS_INLINE void band_powers(const TableView& tables, int eight, const float* weights, const float* power, Vec& wrong,
+                               Vec (&sums)[8]) {
+    const float* bins[8];
+    UNROLL for (int i = 0; i < 8; ++i) {
+        bins[i] = power + static_cast<int64_t>(tables.band_begin[8 * eight + i]) * LANES;
+        sums[i] = Vec{};
     }
-    (void)stream;
+    const int64_t n = tables.eight_bins[eight];
+    for (int64_t bin = 0; bin < n; ++bin, weights += 8)
+        UNROLL for (int i = 0; i < 8; ++i) sums[i] += weights[i] * load(bins[i] + bin * LANES);
+    UNROLL for (int i = 0; i < 8; ++i) wrong += sums[i] * 0.0f;
 }
 
-// Returns a bit for every lane that met a power that is not finite.
-uint32_t log_bands(const TableView& tables, const float* power, float floor, float unit, const Block& block,
-                   float* tile) {
-    const Logarithm ln(tables.logarithm);
-    Vec wrong[LANES / W] = {};
-    int band = 0;
-    for (; band + W <= tables.n_mels; band += W) {
-        for (int i = 0; i < W; ++i) log_band(tables, band + i, power, ln, floor, unit, wrong, tile + i * LANES);
-        store_tile(tile, band, block.stream, block.out_rows);
-    }
-    for (; band < tables.n_mels; ++band) {
-        log_band(tables, band, power, ln, floor, unit, wrong, tile);
-        for (int l = 0; l < LANES; ++l) block.out_rows[l][band] = tile[l];
-    }
+// A bit for every lane that met a power that is not finite.
+ALWAYS_INLINE uint32_t wrong_lanes(const Vec* wrong) {
     uint32_t bad = 0;
     for (int l = 0; l < LANES; ++l) bad |= wrong[l / W][l % W] == 0.0f ? 0u : 1u << l;
     return bad;
 }
 
+// Bands of a tile, a cache line of every row.
+constexpr int TILE = 16;
+
+// A tile at [band][lane] to TILE columns of every lane's row.
+ALWAYS_INLINE void store_tile(const float* tile, int band, bool stream, float* const* out_rows) {
+    const float* rows[TILE];
+    UNROLL for (int i = 0; i < TILE; ++i) rows[i] = tile + i * LANES;
+    for (int l = 0; l < LANES; l += 4) {
+        Vec x[TILE / W][4];
+        UNROLL for (int part = 0; part < TILE / W; ++part) columns(rows + part * W, l, x[part]);
+        UNROLL for (int i = 0; i < 4; ++i) {
+            float* into = out_rows[l + i] + band;
+            UNROLL for (int part = 0; part < TILE / W; ++part) {
+                if (stream)
+                    store_past_cache(into + part * W, x[part][i]);
+                else
+                    store(into + part * W, x[part][i]);
+            }
+        }
+    }
+}
+
+// unit * ln(max(mel, floor)) of every frame.
+uint32_t log_bands(const TableView& tables, const float* power, float floor, float unit, const Block& block,
+                   float* tile) {
+    const Logarithm ln(tables.logarithm, unit);
+    const float* weights = tables.weights;
+    Vec wrong[LANES / W] = {};
+    for (int eight = 0; 8 * eight < tables.n_mels; weights += 8 * tables.eight_bins[eight], ++eight) {
+        float* into = tile + eight % 2 * 8 * LANES;
+        for (int at = 0; at < LANES; at += W) {
+            Vec sums[8];
+            band_powers(tables, eight, weights, power + at, wrong[at / W], sums);
+            UNROLL for (int i = 0; i < 8; ++i) store(into + i * LANES + at, ln(larger(sums[i], floor)));
+        }
+        const int band = 8 * eight;
+        if (eight % 2 == 1 && band + 8 <= tables.n_mels) {
+            store_tile(tile, band - 8, block.stream, block.out_rows);
+        } else if (band + 8 >= tables.n_mels) {
+            const int first = eight % 2 == 1 ? band - 8 : band;
+            for (int i = 0; first + i < tables.n_mels; ++i)
+                for (int l = 0; l < LANES; ++l) block.out_rows[l][first + i] = tile[i * LANES + l];
+        }
+    }
+    return wrong_lanes(wrong);
+}
+
+// Scratch: TILE lanes of a tile, the power, and the transform's own.
 uint32_t run_block(const TableView& tables, float floor, float unit, const Block& block, Lane* scratch) {
     float* tile = scratch->value;
-    float* power = tile + W * LANES;
-    float* rest = power + (tables.n_fft / 2 + 1) * LANES;
-    if (tables.n_fft == 400)
-        power_spectrum_400(tables, block, rest, power);
-    else
-        power_spectrum_any(tables, block, rest, power);
+    float* power = tile + TILE * LANES;
+    power_spectrum(tables, block, power + (tables.n_fft / 2 + 1) * LANES, power);
     return log_bands(tables, power, floor, unit, block, tile);
 }
+
+#if MUOMNI_WIDTH > 4
+#include "pooled.inc.h"
+#else
+constexpr auto run_pooled = nullptr;
+#endif
 
 void widen(const int16_t* from, int64_t n, float* into) {
     for (int64_t i = 0; i < n; ++i) into[i] = static_cast<float>(from[i]) * (1.0f / 32768.0f);
@@ -147,16 +170,37 @@ void clamp_whisper(float lowest, int64_t n, float* x) {
     for (; i < n; ++i) x[i] = ((x[i] > lowest ? x[i] : lowest) + 4.0f) * 0.25f;
 }
 
-void end_streams() {
-#if MUOMNI_WIDTH == 16
-    _mm_sfence();
-#endif
+// Bits of bfloat16, rounded to nearest even; there is no NaN here: a clip that is not finite is an error.
+void to_bfloat16(const float* from, int64_t n, bool stream, uint16_t* into) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        const BitVec bits = (BitVec)load(from + i);
+        const HalfVec upper = __builtin_convertvector((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, HalfVec);
+        if (stream)
+            store_past_cache(into + i, upper);
+        else
+            __builtin_memcpy(into + i, &upper, sizeof upper);
+    }
+    for (; i < n; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, from + i, sizeof bits);
+        into[i] = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    }
+}
+
+void add(const float* x, int64_t n, float* into) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) store(into + i, load(into + i) + load(x + i));
+    for (; i < n; ++i) into[i] += x[i];
 }
 
 }  // namespace
 
 SimdLevel level();
-SimdLevel level() { return {MUOMNI_NAME, run_block, widen, largest, clamp_whisper, end_streams}; }
+SimdLevel level() {
+    return {MUOMNI_NAME, run_block, run_pooled, widen, largest, clamp_whisper, to_bfloat16, add,
+            end_streams};
+}
 
 }  // namespace MUOMNI_LEVEL
 }  // namespace muomni

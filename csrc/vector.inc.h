@@ -4,6 +4,8 @@
 constexpr int W = MUOMNI_WIDTH;
 typedef float Vec __attribute__((vector_size(4 * W)));
 typedef int32_t IntVec __attribute__((vector_size(4 * W)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * W)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * W)));
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t FourIndices __attribute__((vector_size(16)));
 
@@ -17,6 +19,33 @@ ALWAYS_INLINE Vec load(const float* from) {
 }
 
 ALWAYS_INLINE void store(float* into, Vec value) { __builtin_memcpy(into, &value, sizeof value); }
+
+// Past the cache: the line need not be read first, and nobody waits for it. `into` is aligned to the vector.
+ALWAYS_INLINE void store_past_cache(float* into, Vec value) {
+#if MUOMNI_WIDTH == 16
+    _mm512_stream_ps(into, (__m512)value);
+#elif MUOMNI_WIDTH == 8
+    _mm256_stream_ps(into, (__m256)value);
+#else
+    store(into, value);
+#endif
+}
+
+ALWAYS_INLINE void store_past_cache(uint16_t* into, HalfVec value) {
+#if MUOMNI_WIDTH == 16
+    _mm256_stream_si256((__m256i*)into, (__m256i)value);
+#elif MUOMNI_WIDTH == 8
+    _mm_stream_si128((__m128i*)into, (__m128i)value);
+#else
+    __builtin_memcpy(into, &value, sizeof value);
+#endif
+}
+
+ALWAYS_INLINE void end_streams() {
+#if MUOMNI_WIDTH > 4
+    _mm_sfence();
+#endif
+}
 
 ALWAYS_INLINE Four load_four(const float* from) {
     Four value;
@@ -93,15 +122,17 @@ ALWAYS_INLINE Vec larger(Vec x, float floor) {
 }
 
 #if MUOMNI_WIDTH == 16
-// ln of normal positive x = m * 2^e, 1 <= m < 2: a table of 1 / c and ln c for the 32 intervals of m, and with
+// unit * ln of normal positive x = m * 2^e, 1 <= m < 2: a table of 1 / c and ln c for the 32 intervals of m, and with
 // r = m / c - 1, below 1/64, r - r^2 / 2 + r^3 / 3. The error of the whole is below 2e-8 before rounding.
 struct Logarithm {
     __m512 inverse[2], log[2];
 
-    explicit ALWAYS_INLINE Logarithm(const float* table) {
+    float unit;
+
+    ALWAYS_INLINE Logarithm(const float* table, float unit) : unit(unit) {
         UNROLL for (int i = 0; i < 2; ++i) {
             inverse[i] = _mm512_loadu_ps(table + 16 * i);
-            log[i] = _mm512_loadu_ps(table + 32 + 16 * i);
+            log[i] = (__m512)(unit * (Vec)_mm512_loadu_ps(table + 32 + 16 * i));
         }
     }
 
@@ -113,14 +144,17 @@ struct Logarithm {
         const Vec inv = (Vec)_mm512_permutex2var_ps(inverse[0], interval, inverse[1]);
         const Vec ln_c = (Vec)_mm512_permutex2var_ps(log[0], interval, log[1]);
         const Vec exponent = (Vec)_mm512_getexp_ps((__m512)x), r = mantissa * inv - 1.0f;
-        return r * ((r * 0.333333333f - 0.5f) * r + 1.0f) + (exponent * 0.693147180559945f + ln_c);
+        const Vec series = (r * (0.333333333f * unit) - 0.5f * unit) * r + unit;
+        return r * series + (exponent * (0.693147180559945f * unit) + ln_c);
     }
 };
 #else
-// ln of normal positive x = m * 2^e, m in [sqrt(1/2), sqrt(2)): with f = m - 1, f - f^2 / 2 + f^3 P(f). P is a
+// unit * ln of normal positive x = m * 2^e, m in [sqrt(1/2), sqrt(2)): with f = m - 1, f - f^2 / 2 + f^3 P(f). P is a
 // minimax fit of degree 6; the error of the whole is below 7e-9 before rounding.
 struct Logarithm {
-    explicit Logarithm(const float*) {}
+    float unit;
+
+    Logarithm(const float*, float unit) : unit(unit) {}
 
     ALWAYS_INLINE Vec operator()(Vec x) const {
         constexpr int32_t SQRT_HALF = 0x3f3504f3;
@@ -135,7 +169,7 @@ struct Logarithm {
         p = p * f + 0.333341659f;
         const Vec f2 = f * f;
         // ln 2 in two parts, the first exact times any exponent.
-        return exponent * 0.693359375f + (f + (f2 * (f * p - 0.5f) + exponent * -2.12194440e-4f));
+        return unit * (exponent * 0.693359375f + (f + (f2 * (f * p - 0.5f) + exponent * -2.12194440e-4f)));
     }
 };
 #endif

@@ -1,4 +1,7 @@
-"""log_mel_downsample: bit for bit log_mel followed by mel_downsample, whatever the clips, threads and CPU."""
+"""log_mel_downsample: log_mel followed by mel_downsample, whatever the clips, threads and CPU.
+
+Bit for bit, but for the mean of eight, which AVX2 and AVX-512 take with one logarithm.
+"""
 
 from typing import Any
 
@@ -42,24 +45,35 @@ def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.equal(bits(found), bits(expected))
 
 
+def assert_agree(found: torch.Tensor, expected: torch.Tensor, *, one_logarithm: bool) -> None:
+    if not one_logarithm:
+        return assert_same_bits(found, expected)
+    if found.dtype == torch.float32:
+        return torch.testing.assert_close(found, expected, rtol=2e-7, atol=4e-6)
+    # The two may round to neighbours.
+    return torch.testing.assert_close(found, expected, rtol=2**-7, atol=4e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.one_of(st.sampled_from([0, 1, 160, 161]), st.integers(0, 6_000)), max_size=7),
-    factor=st.one_of(st.integers(1, 16), st.just(1_000)),
+    factor=st.one_of(st.integers(1, 16), st.just(8), st.just(1_000)),
+    n_mels=st.sampled_from([21, 24]),
     padding=st.sampled_from(["causal", "reflect"]),
     log=st.sampled_from(["ln", "whisper"]),
     n_threads=st.integers(1, 4),
     int16=st.booleans(),
 )
-def test_any_ragged_batch_equals_the_two_steps_bit_for_bit(
+def test_any_ragged_batch_equals_the_two_steps(
     backend: str,
     mode: str,
     dtype: torch.dtype,
     lengths: list[int],
     factor: int,
+    n_mels: int,
     padding: str,
     log: str,
     n_threads: int,
@@ -68,7 +82,7 @@ def test_any_ragged_batch_equals_the_two_steps_bit_for_bit(
     lengths = [n for n in lengths if padding == "causal" or not 160 <= n <= 200]
     wave = noise(sum(lengths), seed=len(lengths))
     wave = (wave * 8_000).short() if int16 else wave
-    options: dict[str, Any] = {"padding": padding, "log": log, "n_mels": 21, "floor": 1e-7}
+    options: dict[str, Any] = {"padding": padding, "log": log, "n_mels": n_mels, "floor": 1e-7}
     with use_backend(None, backend):
         expected = composed(wave, lengths, factor, mode, **options).to(dtype)
         out = torch.full(expected.shape, float("nan"), dtype=dtype)
@@ -77,7 +91,8 @@ def test_any_ragged_batch_equals_the_two_steps_bit_for_bit(
             n_threads=n_threads, **options,
         )  # fmt: skip
     assert found.data_ptr() == out.data_ptr()
-    assert_same_bits(found, expected)
+    one_logarithm = backend == "cpp" and factor == 8 and mode == "mean" and log == "ln"
+    assert_agree(found, expected, one_logarithm=one_logarithm)
 
 
 @needs_extension
@@ -93,7 +108,8 @@ def test_every_level_equals_the_two_steps(
     with use_backend(None, "cpp"):
         for dtype in DTYPES:
             found = log_mel_downsample(wave, cu_samples=offsets(lengths), mode=mode, dtype=dtype, **options)
-            assert_same_bits(found, composed(wave, lengths, 8, mode, **options).to(dtype))
+            expected = composed(wave, lengths, 8, mode, **options).to(dtype)
+            assert_agree(found, expected, one_logarithm=mode == "mean" and log == "ln")
     with use_backend(None, "reference"):
         expected = composed(wave, lengths, 8, mode, **options)
     with use_backend(None, "cpp"):
