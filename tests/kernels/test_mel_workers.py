@@ -22,9 +22,9 @@ TIMEOUT = 120  # seconds: a hang fails
 
 
 def calls(n: int) -> list[partial[torch.Tensor]]:
-    """n calls with two threads each, some of either op; picklable by the names of the package."""
+    """n calls of four seconds, enough for two threads each, some of either op; picklable by the package's names."""
     generator = np.random.default_rng(0)
-    waves = [generator.standard_normal(16_000 + 37 * i, np.float32) * np.float32(0.1) for i in range(n)]
+    waves = [generator.standard_normal(64_000 + 37 * i, np.float32) * np.float32(0.1) for i in range(n)]
     return [
         partial(log_mel, wave, n_threads=2) if i % 2 else partial(log_mel_downsample, wave, n_threads=2)
         for i, wave in enumerate(waves)
@@ -53,7 +53,7 @@ import os, signal, sys, threading
 import numpy as np, torch
 from muomni_kernels import log_mel, log_mel_downsample
 
-wave = np.random.default_rng(0).standard_normal(40_000, np.float32)
+wave = np.random.default_rng(0).standard_normal(80_000, np.float32)
 expected = log_mel(wave, n_threads=2), log_mel_downsample(wave, n_threads=2)
 stop = threading.Event()
 
