@@ -17,7 +17,7 @@ fi
 cp kernels/muomni_kernels/*.py kernels/muomni_kernels/*.json "$work/lib/muomni_kernels/"
 
 # A slice of `make fuzz`, on the objects just built.
-OBJECTS="$work/temp/csrc" bash tests/fuzz.sh 10000
+OBJECTS="$work/temp/csrc" bash tests/fuzz.sh 6000
 
 # The interpreter itself is not instrumented: the runtimes come first, and its own leaks are not ours.
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
