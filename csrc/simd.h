@@ -42,7 +42,8 @@ struct SimdLevel {
     void (*end_streams)();                                       // before another thread reads what was streamed
 };
 
-// What this CPU can run, the fastest first; every CPU runs the last.
+// What this CPU can run, the fastest first: of avx512, avx2 and base on x86-64, of neon on AArch64, elsewhere base. The
+// last is what every CPU of the architecture runs.
 const std::vector<SimdLevel>& simd_levels();
 
 }  // namespace muomni

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the C++ extension with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests under them.
+# Builds the C++ extension with AddressSanitizer and UndefinedBehaviorSanitizer and runs fuzz cases and its tests under them.
 # The build goes to a temporary directory; nothing of the tree or the environment changes.
 # PYTHON: an interpreter with torch, pybind11, setuptools, pytest and hypothesis (default .venv/bin/python).
 set -euo pipefail
@@ -15,6 +15,9 @@ if ! compgen -G "$work/lib/muomni_kernels/_C*.so" >/dev/null; then
     exit 1
 fi
 cp kernels/muomni_kernels/*.py kernels/muomni_kernels/*.json "$work/lib/muomni_kernels/"
+
+# A slice of `make fuzz`, on the objects just built.
+OBJECTS="$work/temp/csrc" bash tests/fuzz.sh 6000
 
 # The interpreter itself is not instrumented: the runtimes come first, and its own leaks are not ours.
 export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"

@@ -67,6 +67,7 @@ def test_sdist_holds_what_a_build_and_the_tests_need(distributions: Distribution
         "muomni/data/embedded/ATTRIBUTION.md",
         "pyproject.toml",
         "setup.py",
+        "tests/fuzz_case.h",
         "tests/kernels/test_mel.py",
         "tests/sanitize.sh",
     )
