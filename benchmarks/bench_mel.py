@@ -1,13 +1,14 @@
 """The audio front end against everybody else's, on a CPU: wall-clock and CPU time, memory, agreement, gates.
 
 pytest-benchmark times one function after another; on a shared machine the minutes between two of them decide. Here all
-contenders of a case are called in turn, in rotating order, round after round, in one process with one thread each.
+contenders of a case are called in turn, in a new order every round, in one process with one thread each.
 Memory is the growth of the peak resident set during a second call, each contender in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import os
@@ -115,12 +116,14 @@ def prepare(peer: Peer) -> tuple[Callable[[Clips], Sequence[Any]] | None, float,
 
 
 def interleave(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """(wall, CPU) seconds of every call, round after round in rotating order; the first round only warms up."""
-    names, times = list(calls), {name: [] for name in calls}
+    """(wall, CPU) seconds of every call, round after round in a new order; the first round only warms up.
+
+    A new order, not a rotating one: what ran just before leaves the caches and the allocator in its own way.
+    """
+    names, times, rng = list(calls), {name: [] for name in calls}, np.random.default_rng(0)
     began, turn = time.perf_counter(), 0
     while turn < 4 or (time.perf_counter() - began < seconds and turn < 40):
-        for i in range(len(names)):
-            name = names[(i + turn) % len(names)]
+        for name in rng.permutation(names):
             gc.disable()
             cpu, wall = time.process_time(), time.perf_counter()
             result = calls[name]()
@@ -162,7 +165,7 @@ def time_case(case: str, seconds: float, peers: Sequence[Peer]) -> list[Row]:
         if run is None:
             skipped.append({"case": case, "contender": peer.name, "status": why, **about[peer.name]})
         else:
-            calls[peer.name] = lambda run=run: run(clips)
+            calls[peer.name] = functools.partial(run, clips)
     times = interleave(calls, seconds)
     return [row(case, name, length, times[name], **about.get(name, {})) for name in calls] + skipped
 
@@ -186,8 +189,7 @@ def peak_mib(name: str, case: str) -> float:
     calls = ours(clips)
     for peer in PEERS:
         if peer.name == name:
-            run = peer.make()
-            calls[name] = lambda: run(clips)
+            calls[name] = functools.partial(peer.make(), clips)
     calls[name]()
     gc.collect()
     before = _status("VmRSS")

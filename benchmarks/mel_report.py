@@ -49,7 +49,8 @@ def processor() -> str:
         line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line
     )
     found = {key.strip(): value.strip() for key, value in fields.items()}
-    return f"{found.get('model name', platform.machine())} family {found.get('cpu family', '?')} model {found.get('model', '?')}"
+    name, family, model = (found.get(key, "?") for key in ("model name", "cpu family", "model"))
+    return f"{name} family {family} model {model}"
 
 
 def _times(rows: list[Row]) -> dict[tuple[str, str], float]:

@@ -191,15 +191,16 @@ int64_t run_log_mel_downsample(const MelTables& tables, const Array<Sample>& wav
 template <typename T>
 void run_downsample(const Array<T>& frames, const Array<int64_t>& cu_frames, const Array<int64_t>& cu_rows,
                     int64_t factor, const std::string& mode, Array<T> out, const std::string& dtype, int64_t window,
-                    int64_t lead, bool repeat) {
+                    int64_t lead, bool repeat, const std::string& simd) {
     const Pool pool = pool_of(mode);
     const Groups groups =
         check_groups(frames, out, cu_frames, cu_rows, factor, pool, window ? window : factor, lead, repeat);
+    const SimdLevel& level = level_named(simd);
     const T* from = frames.data();
     T* into = out.mutable_data();
     with_element<T>(dtype, [&](auto element) {
         py::gil_scoped_release release;
-        downsample<decltype(element)>(from, groups, pool, into);
+        downsample<decltype(element)>(from, groups, pool, into, level);
     });
 }
 
@@ -259,7 +260,7 @@ PYBIND11_MODULE(_C, module) {
     const auto define_downsample = [&](auto forward, auto backward) {
         module.def("downsample", forward, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
                    py::arg("mode"), array("out"), py::arg("dtype") = "float32", py::arg("window") = 0, py::arg("lead") = 0,
-                   py::arg("repeat") = false,
+                   py::arg("repeat") = false, py::arg("simd") = "",
                    "Ragged frames into out: float32, or uint16 for the bits of the dtype bfloat16 or float16.");
         module.def("downsample_backward", backward, array("d_out"), array("frames"), array("cu_frames"),
                    array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"), py::arg("dtype") = "float32",

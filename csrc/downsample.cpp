@@ -122,7 +122,8 @@ bool larger(float candidate, float best) { return candidate > best || (candidate
 }  // namespace
 
 template <typename Element>
-void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out) {
+void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out,
+                const SimdLevel& level) {
     using Stored = typename Element::Stored;
     const int64_t width = groups.width, columns = width * (pool == Pool::stack ? groups.window : 1);
     zero_other_rows(groups, columns, out);
@@ -137,6 +138,8 @@ void downsample(const typename Element::Stored* frames, const Groups& groups, Po
     std::vector<float> sum(is_float ? 0 : static_cast<size_t>(width)), widened(sum.size());
     for_groups(groups, [&](int64_t frame, int64_t count, int64_t row, const Clip&) {
         const Stored* x = frames + frame * width;
+        if constexpr (is_float)
+            if (pool == Pool::mean) return level.mean_rows(x, count, width, out + row * width);
         float* y = sum.data();
         if constexpr (is_float) y = out + row * width;
         for (int64_t c = 0; c < width; ++c) y[c] = Element::wide(x[c]);
@@ -197,7 +200,8 @@ void downsample_backward(const typename Element::Stored* d_out, const typename E
 }
 
 #define MUOMNI_ELEMENT(Element)                                                                                    \
-    template void downsample<Element>(const Element::Stored*, const Groups&, Pool, Element::Stored*);              \
+    template void downsample<Element>(const Element::Stored*, const Groups&, Pool, Element::Stored*,               \
+                                      const SimdLevel&);                                                           \
     template void downsample_backward<Element>(const Element::Stored*, const Element::Stored*, const Groups&, Pool, \
                                                Element::Stored*);
 MUOMNI_ELEMENT(Float32)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "simd.h"
+
 namespace muomni {
 
 enum class Pool { mean, max, stack };
@@ -24,7 +26,8 @@ struct Groups {
 // frames: (n_frames, width); out: (n_rows, width), or window * width columns for stack; both of Element (element.h).
 // Sums are of float. window, lead and repeat are stack's alone.
 template <typename Element>
-void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out);
+void downsample(const typename Element::Stored* frames, const Groups& groups, Pool pool, typename Element::Stored* out,
+                const SimdLevel& level = simd_levels().front());
 
 // d_frames is written everywhere. For max the gradient goes to the first frame that holds the maximum; the other
 // two do not read frames. Where windows share a frame its gradients are added in the order of rows and columns.

@@ -38,6 +38,7 @@ struct SimdLevel {
     void (*clamp_whisper)(float lowest, const float* x, int64_t n, bool stream, float* into);
     // Of numbers, to nearest even; stream: `into` is whole cache lines that nobody reads soon.
     void (*to_bfloat16)(const float* from, int64_t n, bool stream, uint16_t* into);
+    void (*mean_rows)(const float* rows, int64_t count, int64_t width, float* into);
     void (*add)(const float* x, int64_t n, float* into);
     void (*end_streams)();                                       // before another thread reads what was streamed
 };

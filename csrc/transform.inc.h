@@ -190,6 +190,25 @@ void to_bfloat16(const float* from, int64_t n, bool stream, uint16_t* into) {
     }
 }
 
+// The mean of `count` rows, added in their order; a row's memory is read once, from its first column to its last.
+void mean_rows(const float* rows, int64_t count, int64_t width, float* into) {
+    constexpr int64_t AT_ONCE = 8;
+    const float divisor = static_cast<float>(count);
+    int64_t c = 0;
+    for (; c + AT_ONCE * W <= width; c += AT_ONCE * W) {
+        Vec sums[AT_ONCE];
+        UNROLL for (int i = 0; i < AT_ONCE; ++i) sums[i] = load(rows + c + i * W);
+        for (int64_t row = 1; row < count; ++row)
+            UNROLL for (int i = 0; i < AT_ONCE; ++i) sums[i] += load(rows + row * width + c + i * W);
+        UNROLL for (int i = 0; i < AT_ONCE; ++i) store(into + c + i * W, sums[i] / divisor);
+    }
+    for (; c < width; ++c) {
+        float sum = rows[c];
+        for (int64_t row = 1; row < count; ++row) sum += rows[row * width + c];
+        into[c] = sum / divisor;
+    }
+}
+
 void add(const float* x, int64_t n, float* into) {
     int64_t i = 0;
     for (; i + W <= n; i += W) store(into + i, load(into + i) + load(x + i));
@@ -200,7 +219,7 @@ void add(const float* x, int64_t n, float* into) {
 
 SimdLevel level();
 SimdLevel level() {
-    return {MUOMNI_NAME, run_block, run_pooled, widen, clamp_whisper, to_bfloat16, add,
+    return {MUOMNI_NAME, run_block, run_pooled, widen, clamp_whisper, to_bfloat16, mean_rows, add,
             end_streams};
 }
 

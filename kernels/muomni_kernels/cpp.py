@@ -14,7 +14,7 @@ from muomni_kernels import mel_reference
 from muomni_kernels.mel_reference import MelSpec
 
 SIMD_ENVIRONMENT = "MUOMNI_SIMD"
-"""Names the instruction set to use (avx512, avx2, base); unset, the best this CPU has."""
+"""Names the instruction set to use (avx512, avx2, base; neon on AArch64); unset, the best this CPU has."""
 
 
 def _load() -> tuple[Any, str | None]:
@@ -142,7 +142,7 @@ def downsample(
     out = frames.new_empty(n_rows, frames.shape[1] * (window if mode == "stack" else 1))
     extension().downsample(
         _array(frames), _offsets(clips), _offsets(cu_rows), factor, mode, _array(out), dtype=_DTYPES[frames.dtype],
-        window=window, lead=lead, repeat=edge == "repeat",
+        window=window, lead=lead, repeat=edge == "repeat", simd=os.environ.get(SIMD_ENVIRONMENT, ""),
     )  # fmt: skip
     return out
 

@@ -31,7 +31,7 @@ def log_mel_downsample(
     padding: str = "causal",
     log: str = "ln",
     floor: float = 1e-10,
-    n_threads: int = 1,
+    n_threads: int | None = None,
 ) -> torch.Tensor:
     """mel_downsample(log_mel(waveform)) of each clip, bit for bit the same, with no frame kept in memory.
 
@@ -54,7 +54,7 @@ def log_mel_downsample(
     if torch.compiler.is_compiling():
         wave, cu, *values = mel.compiled_arguments(wave, cu_samples, spec, n_threads, out)
         return log_mel_downsample_node(wave, cu, factor, mode, dtype, *values)
-    mel.check_spec(spec, n_threads)
+    mel.check_spec(spec)
     downsample.check_groups(factor, mode)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}.")
@@ -65,7 +65,8 @@ def log_mel_downsample(
     shape = (total, columns) if wave.ndim == 1 else (len(wave), sum(n_rows[:1]), columns)
     into = mel.check_out(out, shape, dtype, wave).view(total, columns)
     arguments = (
-        wave.reshape(-1), cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode, n_threads, into,
+        wave.reshape(-1), cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode,
+        mel.threads(n_threads), into,
     )  # fmt: skip
     return registry.select("log_mel_downsample", *arguments)(*arguments).view(shape)
 
