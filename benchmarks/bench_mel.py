@@ -60,7 +60,7 @@ def case_clips(case: str) -> Clips:
 CASES = ("30 s", "64 x 10 s", "64 ragged", "1024 ragged")
 
 
-def flat(clips: Clips) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def flat(clips: Clips) -> tuple[np.ndarray, dict[str, Any]]:
     """What our ops take: a batch, or clips end to end and their offsets."""
     if isinstance(clips, np.ndarray):
         return clips, {}
@@ -71,8 +71,8 @@ def ours(clips: Clips) -> dict[str, Callable[[], Any]]:
     """Our ops as a user calls them: memory for the result is allocated."""
     wave, cu = flat(clips)
     samples = (wave * 32_767).astype(np.int16)
-    whisper = {"padding": "reflect", "log": "whisper"}
-    half = {"dtype": torch.bfloat16}
+    whisper: dict[str, Any] = {"padding": "reflect", "log": "whisper"}
+    half: dict[str, Any] = {"dtype": torch.bfloat16}
     return {
         "log_mel": lambda: log_mel(wave, n_threads=1, **cu),
         "log_mel, int16": lambda: log_mel(samples, n_threads=1, **cu),
