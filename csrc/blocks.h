@@ -19,12 +19,25 @@ inline float as_float(int16_t sample) { return static_cast<float>(sample) * (1.0
 inline void widen(const SimdLevel&, const float* from, int64_t n, float* into) { std::copy(from, from + n, into); }
 inline void widen(const SimdLevel& level, const int16_t* from, int64_t n, float* into) { level.widen(from, n, into); }
 
-// What one thread writes to.
+// What one thread writes to. The memory is kept for the next call.
 struct Worker {
-    explicit Worker(const MelTables& tables)
-        : scratch(new Lane[static_cast<size_t>(tables.scratch_lanes())]),
-          samples(new float[static_cast<size_t>(tables.view.n_fft) * LANES]),
-          unused(new float[static_cast<size_t>(tables.view.n_mels)]) {}
+    // Ready for frames of these tables.
+    void prepare(const MelTables& tables) {
+        const int64_t n_samples = static_cast<int64_t>(tables.view.n_fft) * LANES;
+        if (scratch_lanes_ < tables.scratch_lanes()) {
+            scratch.reset(new Lane[static_cast<size_t>(tables.scratch_lanes())]);
+            scratch_lanes_ = tables.scratch_lanes();
+        }
+        if (n_samples_ < n_samples) {
+            samples.reset(new float[static_cast<size_t>(n_samples)]);
+            n_samples_ = n_samples;
+        }
+        if (n_unused_ < tables.view.n_mels) {
+            unused.reset(new float[static_cast<size_t>(tables.view.n_mels)]);
+            n_unused_ = tables.view.n_mels;
+        }
+        first_bad = -1;
+    }
 
     // met: a bit for every lane that is not finite; the first n lanes are the frames from begin.
     void note(uint32_t met, int64_t begin, int64_t n) {
@@ -39,6 +52,9 @@ struct Worker {
     std::unique_ptr<float[]> unused;   // where lanes without a frame write
     float largest[LANES];              // of each of a block's frames, for Whisper's scale
     int64_t first_bad = -1;            // the first frame that is not finite
+
+private:
+    int64_t scratch_lanes_ = 0, n_samples_ = 0, n_unused_ = 0;
 };
 
 // The n samples from `start` of a clip with its padding.
@@ -173,24 +189,23 @@ inline int64_t worker_count(int n_threads, int64_t n_frames, int64_t n_parts) {
     return std::max<int64_t>(1, std::min({static_cast<int64_t>(n_threads), n_frames / 128, n_parts}));
 }
 
-// work(worker, its index) for each, shared among threads. Returns the clip of the first frame that is not finite,
+// work(worker, its index) for n workers, shared among threads. Returns the clip of the first frame that is not finite,
 // else -1.
 template <typename Work>
-int64_t run_workers(std::vector<Worker>& workers, const MelPlan& plan, const Ragged& ragged, Work work) {
-    share(static_cast<int64_t>(workers.size()), [&](int64_t w) {
-        work(workers[static_cast<size_t>(w)], w);
+int64_t run_workers(int64_t n, const MelPlan& plan, const Ragged& ragged, Work work) {
+    // Fresh pages cost a short clip as much as its transform: each calling thread keeps its workers.
+    thread_local std::vector<Worker> workers;
+    if (static_cast<int64_t>(workers.size()) < n) workers.resize(static_cast<size_t>(n));
+    std::vector<Worker>& own = workers;  // the caller's, whichever thread works
+    for (int64_t w = 0; w < n; ++w) own[static_cast<size_t>(w)].prepare(plan.tables);
+    share(n, [&](int64_t w) {
+        work(own[static_cast<size_t>(w)], w);
         plan.level.end_streams();
     });
-    for (const Worker& worker : workers)
-        if (worker.first_bad >= 0) return clip_of(ragged.cu_frames, ragged.n_clips, worker.first_bad);
+    for (int64_t w = 0; w < n; ++w)
+        if (own[static_cast<size_t>(w)].first_bad >= 0)
+            return clip_of(ragged.cu_frames, ragged.n_clips, own[static_cast<size_t>(w)].first_bad);
     return -1;
-}
-
-inline std::vector<Worker> make_workers(int64_t n, const MelTables& tables) {
-    std::vector<Worker> workers;
-    workers.reserve(static_cast<size_t>(n));
-    for (int64_t w = 0; w < n; ++w) workers.emplace_back(tables);
-    return workers;
 }
 
 }  // namespace muomni

@@ -91,12 +91,19 @@ ALWAYS_INLINE void fetch(const float* from, int n_lines) {
     for (int line = 0; line < n_lines; ++line) __builtin_prefetch(from + 16 * line, 0, 2);
 }
 
+// The lines of a row that will be written: they would be read first, one by one.
+ALWAYS_INLINE void fetch_to_write(float* row, int n) {
+    for (int at = 0; at < n; at += 16) __builtin_prefetch(row + at, 1);
+}
+
 // Inner sums of four b: `sums` has (11, 20, re and im) lanes.
 template <bool SPACED>
-ALWAYS_INLINE void inner_sums(const TableView& tables, int b, const float* samples, const float* next, float* sums) {
+ALWAYS_INLINE void inner_sums(const TableView& tables, const Block& block, int b, const float* samples, float* sums) {
     constexpr int ROWS = SPACED ? 8 : 20;
     for (int i = 0; i < 4; ++i) {
-        if (next != nullptr) fetch(next + 64 * (b + i), 4);
+        if (block.next != nullptr) fetch(block.next + 64 * (b + i), 4);
+        if (!block.stream && b + i < LANES && block.out_rows[b + i] != nullptr)
+            fetch_to_write(block.out_rows[b + i], tables.n_mels);
         const float *window = tables.window + b + i, *twiddle = tables.twiddle + (b + i) * 20;
         for (int at = 0; at < LANES; at += W) {
             Vec x[20];
@@ -155,10 +162,10 @@ void power_spectrum_400(const TableView& tables, const Block& block, float* scra
     for (int b = 0; b < 20; b += 4) {
         if (block.spaced) {
             load_spaced(block.rows[0], b, scratch);
-            inner_sums<true>(tables, b, scratch, block.next, sums);
+            inner_sums<true>(tables, block, b, scratch, sums);
         } else {
             load_any(block.rows, b, scratch);
-            inner_sums<false>(tables, b, scratch, block.next, sums);
+            inner_sums<false>(tables, block, b, scratch, sums);
         }
     }
     outer_sums(sums, block.next, power);

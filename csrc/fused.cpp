@@ -174,8 +174,7 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
         tiles.emplace_back(in_place ? nullptr : new float[static_cast<size_t>(tile_frames * plan.tables.view.n_mels)]);
         rows.emplace_back(plan.level, groups, pool, in_place, stream, out);
     }
-    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
-    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const size_t at = static_cast<size_t>(w);
         float* tile = tiles[at].get();
         if (means)

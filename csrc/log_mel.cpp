@@ -19,8 +19,7 @@ int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged&
     std::vector<std::unique_ptr<float[]>> waiting;
     for (int64_t w = 0; w < n_workers; ++w)
         waiting.emplace_back(stream ? new float[static_cast<size_t>(longest * n_mels)] : nullptr);
-    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
-    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
         for (int64_t clip = shares[static_cast<size_t>(w)]; clip < shares[static_cast<size_t>(w) + 1]; ++clip) {
             const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1];
             float* rows = stream ? waiting[static_cast<size_t>(w)].get() : out + first * n_mels;
@@ -37,8 +36,7 @@ int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged
     const auto first_of = [=](int64_t w) { return std::min((total / LANES + 1) * w / n_workers * LANES, total); };
     const size_t n_clips = static_cast<size_t>(ragged.n_clips);
     std::vector<std::vector<float>> largest(static_cast<size_t>(n_workers), std::vector<float>(n_clips, -3.4e38f));
-    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
-    const int64_t bad_clip = run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    const int64_t bad_clip = run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
         std::vector<float>& own = largest[static_cast<size_t>(w)];
         run_blocks(
             plan, waveform, ragged, first_of(w), first_of(w + 1), false, worker,
@@ -76,8 +74,7 @@ int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragge
                    ? whisper_clips(plan, waveform, ragged, n_workers, out)
                    : whisper_frames(plan, waveform, ragged, n_workers, out);
     const bool stream = streams(out, n_mels, total);
-    std::vector<Worker> workers = make_workers(n_workers, plan.tables);
-    return run_workers(workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
         const int64_t first = blocks * w / n_workers * LANES, last = std::min(blocks * (w + 1) / n_workers * LANES, total);
         run_blocks(
             plan, waveform, ragged, first, last, stream, worker,
