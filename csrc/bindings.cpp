@@ -128,7 +128,8 @@ Groups check_rows(int64_t n_frames, int64_t width, const Array<T>& coarse, const
 // frames; each has rows for its frames.
 template <typename T>
 Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<int64_t>& clips,
-                    const Array<int64_t>& cu_rows, int64_t factor, Pool pool, int64_t window, int64_t lead, bool repeat) {
+                    const Array<int64_t>& cu_rows, int64_t factor, Pool pool, int64_t window, int64_t lead,
+                    bool repeat) {
     require(factor >= 1 && factor <= MAX_FACTOR, "factor: expected 1 to 65536.");
     require(window >= 1 && window <= MAX_FACTOR && lead >= 0 && lead < window,
             "window, lead: expected 1 to 65536 and 0 to window - 1.");
@@ -148,7 +149,6 @@ Groups check_groups(const Array<T>& fine, const Array<T>& coarse, const Array<in
     require(row_at[0] == 0 && row_at[n_clips] <= n_rows, "cu_rows: expected to start at 0 and end inside the rows.");
     for (int64_t i = 0; i < n_clips; ++i) {
         const int64_t n = frame_at[i * stride + 1] - frame_at[i * stride], needed = n / factor + (n % factor != 0);
-        // Two comparisons: a difference of hostile numbers may overflow.
         require(row_at[i + 1] >= row_at[i] && row_at[i + 1] - row_at[i] >= needed,
                 "cu_rows: clip " + std::to_string(i) + " has less than ceil(frames / factor) rows.");
     }
@@ -259,8 +259,8 @@ PYBIND11_MODULE(_C, module) {
     // A window of 0 is one of factor frames.
     const auto define_downsample = [&](auto forward, auto backward) {
         module.def("downsample", forward, array("frames"), array("cu_frames"), array("cu_rows"), py::arg("factor"),
-                   py::arg("mode"), array("out"), py::arg("dtype") = "float32", py::arg("window") = 0, py::arg("lead") = 0,
-                   py::arg("repeat") = false, py::arg("simd") = "",
+                   py::arg("mode"), array("out"), py::arg("dtype") = "float32", py::arg("window") = 0,
+                   py::arg("lead") = 0, py::arg("repeat") = false, py::arg("simd") = "",
                    "Ragged frames into out: float32, or uint16 for the bits of the dtype bfloat16 or float16.");
         module.def("downsample_backward", backward, array("d_out"), array("frames"), array("cu_frames"),
                    array("cu_rows"), py::arg("factor"), py::arg("mode"), array("d_frames"), py::arg("dtype") = "float32",

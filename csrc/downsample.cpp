@@ -98,7 +98,8 @@ public:
             const int64_t to = last ? g_.window - 1 : std::min(place, g_.window - 1);
             for (int64_t p = from; p <= to; ++p) add(d_out_ + ((clip.first_row + r) * g_.window + p) * g_.width);
         }
-        for (int64_t c = 0; c < g_.width; ++c) dx[c] = n_added_ ? Element::narrow(sum_[static_cast<size_t>(c)]) : Stored{};
+        const float* sum = sum_.data();
+        for (int64_t c = 0; c < g_.width; ++c) dx[c] = n_added_ ? Element::narrow(sum[c]) : Stored{};
     }
 
 private:
@@ -171,7 +172,8 @@ void downsample_backward(const typename Element::Stored* d_out, const typename E
         Gather<Element> gather(groups, d_out);
         for (int64_t index = 0; index < groups.n_clips; ++index) {
             const Clip clip = clip_of(groups, index);
-            for (int64_t frame = clip.begin; frame < clip.end; ++frame) gather.run(clip, frame, d_frames + frame * width);
+            for (int64_t frame = clip.begin; frame < clip.end; ++frame)
+                gather.run(clip, frame, d_frames + frame * width);
         }
         return;
     }
