@@ -36,7 +36,7 @@ GATES: tuple[tuple[str, str, str, str, float, float], ...] = (
 READ_GATE = (1.3, 1.1)
 """Time of mel_downsample over that of reading its input once: at most."""
 MEMORY_GATE = 0.5
-"""Peak memory of ours over the best peer's: at most."""
+"""Peak memory of the fused op, which needs no frames at 100 Hz, over the best peer's: at most."""
 OURS = ("log_mel", "mel_downsample")
 
 
@@ -77,14 +77,15 @@ def gates(rows: list[Row]) -> list[str]:
             f"| mel_downsample (mean) against reading once, at most | {READ_GATE[0]:g} | {READ_GATE[1]:g} | "
             f"{ratio:.2f} | {verdict} |"
         )
-    memory = {r["contender"]: r["peak_mib"] for r in rows if r.get("peak_mib") is not None}
+    memory = {r["contender"]: r["peak_mib"] for r in rows if "peak_mib" in r}
     peers = {name: mib for name, mib in memory.items() if not name.startswith(OURS)}
-    if peers and "log_mel" in memory:
+    if peers and "log_mel_downsample, mean" in memory:
         best = min(peers, key=lambda name: peers[name])
-        ratio = memory["log_mel"] / peers[best]
+        ratio = memory["log_mel_downsample, mean"] / peers[best]
+        verdict = "met" if ratio <= MEMORY_GATE else "**missed**"
         lines.append(
-            f"| memory of log_mel against the least of a peer ({best}), at most | {MEMORY_GATE:g} | | {ratio:.2f} | "
-            f"{'met' if ratio <= MEMORY_GATE else '**missed**'} |"
+            f"| memory of the fused op against the least of a peer ({best}), at most | {MEMORY_GATE:g} | | {ratio:.2f} | "
+            f"{verdict} |"
         )
     return lines
 
@@ -104,12 +105,12 @@ def summary(rows: list[Row], about: dict[str, str]) -> str:
     for case in dict.fromkeys(r["case"] for r in rows):
         lines += ["", f"## {case}", ""]
         lines += [
-            "| | ms, best | ms, median | CPU ms | x real time | peak MiB | agreement | |",
+            "| | ms, best | ms, median | CPU ms | x real time | peak MiB (the result) | agreement | |",
             "|" + "---|" * 8,
         ]
         timed = [r for r in rows if r["case"] == case and "wall_ms_min" in r]
         for r in sorted(timed, key=lambda r: r["wall_ms_min"]):
-            memory = f"{r['peak_mib']:.0f}" if r.get("peak_mib") is not None else ""
+            memory = f"{r['peak_mib']:.0f} ({r['result_mib']:.0f})" if "peak_mib" in r else ""
             agrees = f"{r['agreement']:.3f}" if "agreement" in r else ""
             version = f"{r['package']} {r['version']}" if "package" in r else ""
             note = "; ".join(x for x in (version, r.get("note", "")) if x)
