@@ -88,13 +88,13 @@ def ours(clips: Clips) -> dict[str, Callable[[], Any]]:
     }
 
 
-def agreement(found: Any, expected: torch.Tensor) -> float:
+def agreement(found: Any, expected: torch.Tensor, *, same_bands: bool = True) -> float:
     """Correlation of two (n_frames, n_mels) log-mels around each band's mean, at the best shift of two frames.
 
-    Where the numbers of bands differ, of the mean over bands.
+    same_bands: whether band is compared with band, else the means over bands.
     """
     a, b = np.asarray(found, np.float64), expected.double().numpy()
-    if a.shape[1] != b.shape[1]:
+    if not same_bands:
         a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)
     n, best = min(len(a), len(b)) - 8, -1.0
     for shift in range(-2, 3):
@@ -112,7 +112,7 @@ def prepare(peer: Peer) -> tuple[Callable[[Clips], Sequence[Any]] | None, float,
         return None, 0.0, f"not installed or not loadable: {str(error).splitlines()[0]}"
     clip = speech_like(4 * RATE, 1)
     expected = log_mel(clip, padding="reflect", log="whisper" if peer.convention == "whisper" else "ln")
-    agrees = agreement(run(clip[None])[0], expected)
+    agrees = agreement(run(clip[None])[0], expected, same_bands=peer.same_bands)
     return (run, agrees, "") if agrees >= AGREES else (None, agrees, "computes something else")
 
 

@@ -31,6 +31,8 @@ class Peer:
     make: Callable[[], Run]
     convention: str = "ln"
     """"whisper" when it clamps and scales like Whisper; else natural logarithms, or close to them."""
+    same_bands: bool = True
+    """Whether its bands are ours: then they are compared one by one, else their mean."""
     note: str = ""
     """What differs from ours."""
 
@@ -198,8 +200,15 @@ PEERS: tuple[Peer, ...] = (
         name="kaldi-native-fbank",
         package="kaldi-native-fbank",
         make=_kaldi,
+        same_bands=False,
         note="80 bands of an FFT of 512: it refuses 128",
     ),
-    Peer(name="audioflux", package="audioflux", make=_audioflux, note="an FFT of 512"),
+    Peer(
+        name="audioflux",
+        package="audioflux",
+        make=_audioflux,
+        same_bands=False,
+        note="an FFT of 512; other bands",
+    ),
     Peer(name="DALI, CPU", package="nvidia-dali-cuda120", make=_dali),
 )

@@ -84,7 +84,7 @@ def gates(rows: list[Row]) -> list[str]:
         ratio = memory["log_mel_downsample, mean"] / peers[best]
         verdict = "met" if ratio <= MEMORY_GATE else "**missed**"
         lines.append(
-            f"| memory of the fused op against the least of a peer ({best}), at most | {MEMORY_GATE:g} | | {ratio:.2f} | "
+            f"| memory of the fused op against the least of a peer ({best}) | {MEMORY_GATE:g} | | {ratio:.2f} | "
             f"{verdict} |"
         )
     return lines

@@ -65,7 +65,7 @@ def test_agreement_finds_shifted_frames_and_other_bands() -> None:
     clip = bench_mel.speech_like(16_000, 3)
     ours = log_mel(clip)
     assert bench_mel.agreement(ours[1:], ours) > 0.999
-    assert bench_mel.agreement(log_mel(clip, n_mels=80), ours) > 0.9
+    assert bench_mel.agreement(log_mel(clip, n_mels=80), ours, same_bands=False) > 0.9
     assert bench_mel.agreement(ours.flip(0), ours) < 0.8
 
 
