@@ -55,6 +55,11 @@ def _array(x: torch.Tensor) -> np.ndarray:
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
+def _samples(flat: torch.Tensor) -> np.ndarray:
+    """The waveform's memory, or a contiguous copy."""
+    return np.ascontiguousarray((flat.detach() if flat.requires_grad else flat).numpy())
+
+
 def log_mel_supports(flat: torch.Tensor, *_: object) -> str | None:
     """None when this backend can run log_mel on the waveform, else the reason against it."""
     if flat.device.type != "cpu":
@@ -66,8 +71,8 @@ def log_mel_supports(flat: torch.Tensor, *_: object) -> str | None:
 
 def log_mel(
     flat: torch.Tensor,
-    cu_samples: torch.Tensor,
-    cu_frames: torch.Tensor,
+    cu_samples: np.ndarray,
+    cu_frames: np.ndarray,
     spec: MelSpec,
     n_threads: int,
     out: torch.Tensor,
@@ -76,10 +81,10 @@ def log_mel(
 
     Raises ValueError naming the first clip with a sample that is not finite.
     """
-    arrays = (flat.detach().contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy(), out.numpy())
     bad_clip = extension().log_mel(
-        _tables(spec), *arrays, hop_length=spec.hop_length, padding=spec.padding, log=spec.log,
-        floor=spec.floor, n_threads=n_threads, simd=os.environ.get(SIMD_ENVIRONMENT, ""),
+        _tables(spec), _samples(flat), cu_samples, cu_frames, out.numpy(),
+        hop_length=spec.hop_length, padding=spec.padding, log=spec.log, floor=spec.floor, n_threads=n_threads,
+        simd=os.environ.get(SIMD_ENVIRONMENT, ""),
     )  # fmt: skip
     if bad_clip >= 0:
         raise ValueError(mel_reference.not_finite(bad_clip))
@@ -88,9 +93,9 @@ def log_mel(
 
 def log_mel_downsample(
     flat: torch.Tensor,
-    cu_samples: torch.Tensor,
-    cu_frames: torch.Tensor,
-    cu_rows: torch.Tensor,
+    cu_samples: np.ndarray,
+    cu_frames: np.ndarray,
+    cu_rows: np.ndarray,
     spec: MelSpec,
     factor: int,
     mode: str,
@@ -101,10 +106,9 @@ def log_mel_downsample(
 
     Raises ValueError naming the first clip with a sample that is not finite.
     """
-    arrays = (flat.detach().contiguous().numpy(), cu_samples.numpy(), cu_frames.numpy(), cu_rows.numpy())
     bad_clip = extension().log_mel_downsample(
-        _tables(spec), *arrays, _array(out), factor=factor, mode=mode, hop_length=spec.hop_length,
-        padding=spec.padding, log=spec.log, floor=spec.floor, n_threads=n_threads,
+        _tables(spec), _samples(flat), cu_samples, cu_frames, cu_rows, _array(out), factor=factor, mode=mode,
+        hop_length=spec.hop_length, padding=spec.padding, log=spec.log, floor=spec.floor, n_threads=n_threads,
         simd=os.environ.get(SIMD_ENVIRONMENT, ""),
     )  # fmt: skip
     if bad_clip >= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -15,11 +16,13 @@ from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 
 __all__ = ["log_mel", "mel_filterbank", "mel_frames"]
 
+PAGED = 32 * 2**20
+"""Bytes above which malloc takes fresh pages of the system for every call."""
 
-def offsets_of(counts: list[int]) -> torch.Tensor:
+
+def offsets_of(counts: list[int]) -> np.ndarray:
     """(n + 1,) int64: where each of n consecutive parts begins, and the end."""
-    # By way of NumPy: a third of what torch.tensor takes.
-    return torch.from_numpy(np.fromiter(accumulate(counts, initial=0), np.int64, len(counts) + 1))
+    return np.fromiter(accumulate(counts, initial=0), np.int64, len(counts) + 1)
 
 
 def as_waveform(
@@ -71,7 +74,7 @@ def threads(n_threads: int | None) -> int:
 
 def clips(
     wave: torch.Tensor, cu_samples: np.ndarray | torch.Tensor | None, spec: MelSpec
-) -> tuple[torch.Tensor, list[int]]:
+) -> tuple[np.ndarray, list[int]]:
     """Offsets of the clips in the flat waveform, (clips + 1,) int64, and the frames of each.
 
     Raises ValueError for unsound offsets and for a clip too short to reflect.
@@ -80,8 +83,8 @@ def clips(
         different, n_clips = [wave.shape[-1]], wave.shape[0] if wave.ndim == 2 else 1
         cu = offsets_of(different * n_clips)
     else:
-        cu, n_clips = checks.offsets("cu_samples", cu_samples, wave.shape[0]), 1
-        different = cu.diff().tolist()
+        cu, n_clips = checks.offsets("cu_samples", cu_samples, wave.shape[0]).numpy(), 1
+        different = np.diff(cu).tolist()
     if spec.padding == "reflect":
         for clip, n in enumerate(different):
             if spec.hop_length <= n <= spec.n_fft // 2:
@@ -143,9 +146,12 @@ def log_mel(
     check_spec(spec)
     cu, n_frames = clips(wave, cu_samples, spec)
     shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), sum(n_frames[:1]), n_mels)
-    into = check_out(out, shape, torch.float32, wave).view(sum(n_frames), n_mels)
-    arguments = (wave.reshape(-1), cu, offsets_of(n_frames), spec, threads(n_threads), into)
-    return registry.select("log_mel", *arguments)(*arguments).view(shape)
+    out = check_out(out, shape, torch.float32, wave)
+    if wave.ndim == 2:
+        wave, out = wave.reshape(-1), out.view(-1, n_mels)
+    arguments = (wave, cu, offsets_of(n_frames), spec, threads(n_threads), out)
+    found = registry.select("log_mel", *arguments)(*arguments)
+    return found if len(shape) == 2 else found.view(shape)
 
 
 SPEC_SCHEMA = (
@@ -208,6 +214,10 @@ def check_out(
 ) -> torch.Tensor:
     """out, or where it is None new memory on the waveform's device. Raises ValueError for another shape or kind."""
     if out is None:
+        if wave.device.type == "cpu" and math.prod(shape) * dtype.itemsize > PAGED:
+            # NumPy asks for huge pages: of small ones, each is a fault that costs more than its frames.
+            bits = np.empty(shape, np.float32 if dtype == torch.float32 else np.int16)
+            return torch.from_numpy(bits).view(dtype)
         return torch.empty(shape, dtype=dtype, device=wave.device)
     if tuple(out.shape) != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(
@@ -224,8 +234,8 @@ def check_out(
 
 def reference_log_mel(
     flat: torch.Tensor,
-    cu_samples: torch.Tensor,
-    cu_frames: torch.Tensor,
+    cu_samples: np.ndarray,
+    cu_frames: np.ndarray,
     spec: MelSpec,
     n_threads: int,
     out: torch.Tensor,

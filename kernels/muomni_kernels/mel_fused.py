@@ -33,7 +33,10 @@ def log_mel_downsample(
     floor: float = 1e-10,
     n_threads: int | None = None,
 ) -> torch.Tensor:
-    """mel_downsample(log_mel(waveform)) of each clip, bit for bit the same, with no frame kept in memory.
+    """mel_downsample(log_mel(waveform)) of each clip, with no frame kept in memory.
+
+    Bit for bit the same, but for the mean over eight of natural logarithms: AVX2 and AVX-512 take one logarithm of a
+    product there, which agrees to 4e-6.
 
     waveform, cu_samples and the options from sample_rate on: as log_mel takes them.
     factor, mode: as mel_downsample takes them.
@@ -63,12 +66,15 @@ def log_mel_downsample(
     columns = n_mels * (factor if mode == "stack" else 1)
     total = sum(n_rows)
     shape = (total, columns) if wave.ndim == 1 else (len(wave), sum(n_rows[:1]), columns)
-    into = mel.check_out(out, shape, dtype, wave).view(total, columns)
+    out = mel.check_out(out, shape, dtype, wave)
+    if wave.ndim == 2:
+        wave, out = wave.reshape(-1), out.view(total, columns)
     arguments = (
-        wave.reshape(-1), cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode,
-        mel.threads(n_threads), into,
+        wave, cu, mel.offsets_of(n_frames), mel.offsets_of(n_rows), spec, factor, mode,
+        mel.threads(n_threads), out,
     )  # fmt: skip
-    return registry.select("log_mel_downsample", *arguments)(*arguments).view(shape)
+    found = registry.select("log_mel_downsample", *arguments)(*arguments)
+    return found if len(shape) == 2 else found.view(shape)
 
 
 def _fake(
@@ -109,9 +115,9 @@ def log_mel_downsample_node(
 
 def _reference(
     flat: torch.Tensor,
-    cu_samples: torch.Tensor,
-    cu_frames: torch.Tensor,
-    cu_rows: torch.Tensor,
+    cu_samples: np.ndarray,
+    cu_frames: np.ndarray,
+    cu_rows: np.ndarray,
     spec: MelSpec,
     factor: int,
     mode: str,
@@ -120,9 +126,8 @@ def _reference(
 ) -> torch.Tensor:
     frames = flat.new_empty(int(cu_frames[-1]), spec.n_mels, dtype=torch.float32)
     frames = mel.reference_log_mel(flat, cu_samples, cu_frames, spec, n_threads, frames)
-    rows = mel_reference.downsample(
-        frames, cu_frames.to(flat.device), cu_rows.to(flat.device), factor, mode, len(out)
-    )
+    offsets = (torch.from_numpy(cu).to(flat.device) for cu in (cu_frames, cu_rows))
+    rows = mel_reference.downsample(frames, *offsets, factor, mode, len(out))
     return rows.to(out.dtype) if rows.requires_grad else out.copy_(rows)
 
 
