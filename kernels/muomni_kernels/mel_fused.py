@@ -126,8 +126,8 @@ def _reference(
 ) -> torch.Tensor:
     frames = flat.new_empty(int(cu_frames[-1]), spec.n_mels, dtype=torch.float32)
     frames = mel.reference_log_mel(flat, cu_samples, cu_frames, spec, n_threads, frames)
-    offsets = (torch.from_numpy(cu).to(flat.device) for cu in (cu_frames, cu_rows))
-    rows = mel_reference.downsample(frames, *offsets, factor, mode, len(out))
+    clips, rows_of = (torch.from_numpy(cu).to(flat.device) for cu in (cu_frames, cu_rows))
+    rows = mel_reference.downsample(frames, clips, rows_of, factor, mode, len(out))
     return rows.to(out.dtype) if rows.requires_grad else out.copy_(rows)
 
 
