@@ -184,21 +184,24 @@ bool streams(const Out* out, int64_t width, int64_t n_rows) {
     return width * SIZE % LINE == 0 && width * SIZE * n_rows >= MUCH && reinterpret_cast<uintptr_t>(out) % LINE == 0;
 }
 
-// How many threads are worth waking: each has 128 frames at least.
-inline int64_t worker_count(int n_threads, int64_t n_frames, int64_t n_parts) {
-    return std::max<int64_t>(1, std::min({static_cast<int64_t>(n_threads), n_frames / 128, n_parts}));
+// How many parts a call is cut into: one, or some for each thread, so that one that wakes late does fewer; each has 128
+// frames at least.
+inline int64_t part_count(int n_threads, int64_t n_frames, int64_t most) {
+    constexpr int64_t PER_THREAD = 4, LEAST_FRAMES = 128;
+    if (n_threads == 1) return 1;
+    return std::max<int64_t>(1, std::min({PER_THREAD * n_threads, n_frames / LEAST_FRAMES, most}));
 }
 
-// work(worker, its index) for n workers, shared among threads. Returns the clip of the first frame that is not finite,
+// work(worker, its index) for n workers, a part each, shared among threads. Returns the clip of the first frame that is not finite,
 // else -1.
 template <typename Work>
-int64_t run_workers(int64_t n, const MelPlan& plan, const Ragged& ragged, Work work) {
+int64_t run_workers(int64_t n, int n_threads, const MelPlan& plan, const Ragged& ragged, Work work) {
     // Fresh pages cost a short clip as much as its transform: each calling thread keeps its workers.
     thread_local std::vector<Worker> workers;
     if (static_cast<int64_t>(workers.size()) < n) workers.resize(static_cast<size_t>(n));
     std::vector<Worker>& own = workers;  // the caller's, whichever thread works
     for (int64_t w = 0; w < n; ++w) own[static_cast<size_t>(w)].prepare(plan.tables);
-    share(n, [&](int64_t w) {
+    share(n, n_threads, [&](int64_t w) {
         work(own[static_cast<size_t>(w)], w);
         plan.level.end_streams();
     });

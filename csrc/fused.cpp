@@ -156,7 +156,7 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
     const bool whisper = plan.log == Log::whisper;
     const int64_t n_clips = ragged.n_clips, n_frames = ragged.cu_frames[n_clips], n_rows = groups.cu_rows[n_clips];
     const int64_t n_parts = whisper ? n_clips : n_rows;
-    const int64_t n_workers = worker_count(n_threads, n_frames, n_parts);
+    const int64_t n_workers = part_count(n_threads, n_frames, n_parts);
     const bool means = !whisper && pool == Pool::mean && groups.factor == LANES / 2 && groups.width % 8 == 0 &&
                        plan.level.pooled != nullptr;
     const bool in_place = !whisper && pool == Pool::stack && std::is_same_v<Out, float>;
@@ -174,7 +174,7 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
         tiles.emplace_back(in_place ? nullptr : new float[static_cast<size_t>(tile_frames * plan.tables.view.n_mels)]);
         rows.emplace_back(plan.level, groups, pool, in_place, stream, out);
     }
-    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, n_threads, plan, ragged, [&](Worker& worker, int64_t w) {
         const size_t at = static_cast<size_t>(w);
         float* tile = tiles[at].get();
         if (means)

@@ -11,7 +11,8 @@ constexpr int64_t CACHED_FRAMES = 2048;  // of a clip that waits in the cache fo
 
 // Whisper's scale, clip by clip: a clip's maximum is known when its last frame is.
 template <typename Sample>
-int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, float* out) {
+int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, int n_threads,
+                      float* out) {
     const int64_t n_mels = plan.tables.view.n_mels, longest = longest_clip(ragged);
     // A long result goes past the cache once it is scaled.
     const bool stream = longest <= CACHED_FRAMES && streams(out, n_mels, ragged.cu_frames[ragged.n_clips]);
@@ -19,7 +20,7 @@ int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged&
     std::vector<std::unique_ptr<float[]>> waiting;
     for (int64_t w = 0; w < n_workers; ++w)
         waiting.emplace_back(stream ? new float[static_cast<size_t>(longest * n_mels)] : nullptr);
-    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, n_threads, plan, ragged, [&](Worker& worker, int64_t w) {
         for (int64_t clip = shares[static_cast<size_t>(w)]; clip < shares[static_cast<size_t>(w) + 1]; ++clip) {
             const int64_t first = ragged.cu_frames[clip], last = ragged.cu_frames[clip + 1];
             float* rows = stream ? waiting[static_cast<size_t>(w)].get() : out + first * n_mels;
@@ -31,12 +32,13 @@ int64_t whisper_clips(const MelPlan& plan, const Sample* waveform, const Ragged&
 
 // The same for few clips and several threads: frames are shared, then scaled when all maxima are known.
 template <typename Sample>
-int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, float* out) {
+int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int64_t n_workers, int n_threads,
+                      float* out) {
     const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
     const auto first_of = [=](int64_t w) { return std::min((total / LANES + 1) * w / n_workers * LANES, total); };
     const size_t n_clips = static_cast<size_t>(ragged.n_clips);
     std::vector<std::vector<float>> largest(static_cast<size_t>(n_workers), std::vector<float>(n_clips, -3.4e38f));
-    const int64_t bad_clip = run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    const int64_t bad_clip = run_workers(n_workers, n_threads, plan, ragged, [&](Worker& worker, int64_t w) {
         std::vector<float>& own = largest[static_cast<size_t>(w)];
         run_blocks(
             plan, waveform, ragged, first_of(w), first_of(w + 1), false, worker,
@@ -49,7 +51,7 @@ int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged
             });
     });
     if (bad_clip >= 0) return bad_clip;
-    share(n_workers, [&](int64_t w) {
+    share(n_workers, n_threads, [&](int64_t w) {
         for (size_t clip = 0; clip < n_clips; ++clip) {
             const int64_t first = std::max(first_of(w), ragged.cu_frames[clip]);
             const int64_t last = std::min(first_of(w + 1), ragged.cu_frames[clip + 1]);
@@ -68,13 +70,13 @@ int64_t whisper_frames(const MelPlan& plan, const Sample* waveform, const Ragged
 template <typename Sample>
 int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragged, int n_threads, float* out) {
     const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
-    const int64_t blocks = (total + LANES - 1) / LANES, n_workers = worker_count(n_threads, total, blocks);
+    const int64_t blocks = (total + LANES - 1) / LANES, n_workers = part_count(n_threads, total, blocks);
     if (plan.log == Log::whisper)
-        return n_workers == 1 || ragged.n_clips >= 4 * n_workers
-                   ? whisper_clips(plan, waveform, ragged, n_workers, out)
-                   : whisper_frames(plan, waveform, ragged, n_workers, out);
+        return n_workers == 1 || ragged.n_clips >= 2 * n_workers
+                   ? whisper_clips(plan, waveform, ragged, n_workers, n_threads, out)
+                   : whisper_frames(plan, waveform, ragged, n_workers, n_threads, out);
     const bool stream = streams(out, n_mels, total);
-    return run_workers(n_workers, plan, ragged, [&](Worker& worker, int64_t w) {
+    return run_workers(n_workers, n_threads, plan, ragged, [&](Worker& worker, int64_t w) {
         const int64_t first = blocks * w / n_workers * LANES, last = std::min(blocks * (w + 1) / n_workers * LANES, total);
         run_blocks(
             plan, waveform, ragged, first, last, stream, worker,

@@ -31,11 +31,13 @@ int64_t processors() {
 class Pool {
 public:
     // False when another call uses the pool.
-    bool run(int64_t n_parts, const std::function<void(int64_t)>& work) {
+    bool run(int64_t n_parts, int64_t n_threads, const std::function<void(int64_t)>& work) {
         std::unique_lock<std::mutex> only(busy_, std::try_to_lock);
         if (!only) return false;
-        grow(std::min(n_parts, processors()) - 1);
+        const int64_t n_helpers = std::min({n_parts, n_threads, processors()}) - 1;
+        grow(n_helpers);
         std::unique_lock<std::mutex> lock(mutex_);
+        n_helpers_ = n_helpers;
         work_ = &work;
         n_parts_ = n_unfinished_ = n_parts;
         next_ = 0;
@@ -68,7 +70,8 @@ private:
     void serve() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return next_ < n_parts_; });
+            wake_.wait(lock, [&] { return next_ < n_parts_ && n_helpers_ > 0; });
+            --n_helpers_;
             take(lock);
         }
     }
@@ -77,7 +80,7 @@ private:
     std::mutex mutex_;  // guards all below but n_threads_
     std::condition_variable wake_, done_;
     const std::function<void(int64_t)>* work_ = nullptr;
-    int64_t next_ = 0, n_parts_ = 0, n_unfinished_ = 0, n_threads_ = 0;
+    int64_t next_ = 0, n_parts_ = 0, n_unfinished_ = 0, n_helpers_ = 0, n_threads_ = 0;
 };
 
 // Never destroyed: its threads sleep in it until the process ends.
@@ -99,8 +102,8 @@ const int on_fork = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr)
 
 }  // namespace
 
-void share(int64_t n_parts, const std::function<void(int64_t)>& work) {
-    if (n_parts > 1 && instance().run(n_parts, work)) return;
+void share(int64_t n_parts, int64_t n_threads, const std::function<void(int64_t)>& work) {
+    if (n_parts > 1 && n_threads > 1 && instance().run(n_parts, n_threads, work)) return;
     for (int64_t part = 0; part < n_parts; ++part) work(part);
 }
 

@@ -6,10 +6,10 @@
 
 namespace muomni {
 
-// work(part) for each part from 0 to n_parts - 1, in any order, by the caller and threads of the pool; returns when all
-// are done. There are never more threads than processors. A call that finds the pool at work for another, or no
+// work(part) for each part from 0 to n_parts - 1, in any order, by the caller and at most n_threads - 1 threads of the
+// pool; returns when all are done. There are never more threads than processors. A call that finds the pool at work for another, or no
 // memory for threads, does all parts itself: threads of several callers never crowd each other. A child of fork has a
 // pool of its own. work must not throw.
-void share(int64_t n_parts, const std::function<void(int64_t)>& work);
+void share(int64_t n_parts, int64_t n_threads, const std::function<void(int64_t)>& work);
 
 }  // namespace muomni

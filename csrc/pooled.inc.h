@@ -64,8 +64,9 @@ uint32_t run_pooled(const TableView& tables, float floor, const Block& block, in
     for (int eight = 0; 8 * eight < tables.n_mels; weights += 8 * tables.eight_bins[eight], ++eight) {
         for (int at = 0; at < LANES; at += W) {
             Vec sums[8], mantissas[8], exponents[8];
-            band_powers(tables, eight, weights, power + at, wrong[at / W], sums);
+            band_powers(tables, eight, weights, power + at, sums);
             UNROLL for (int i = 0; i < 8; ++i) {
+                check_finite(sums[i], wrong[at / W]);
                 Vec x = larger(sums[i], floor);
                 if (n < LANES) {
                     const IntVec there = load(valid + at) > 0.0f;

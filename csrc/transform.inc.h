@@ -64,8 +64,8 @@ void power_spectrum(const TableView& tables, const Block& block, float* scratch,
         power_spectrum_any(tables, block, scratch, power);
 }
 
-// Eight bands of a part of the lanes; `wrong` collects what is not a number from powers that are not finite.
-ALWAYS_INLINE void band_powers(const TableView& tables, int eight, const float* weights, const float* power, Vec& wrong,
+// Eight bands of a part of the lanes.
+ALWAYS_INLINE void band_powers(const TableView& tables, int eight, const float* weights, const float* power,
                                Vec (&sums)[8]) {
     const float* bins[8];
     UNROLL for (int i = 0; i < 8; ++i) {
@@ -75,8 +75,10 @@ ALWAYS_INLINE void band_powers(const TableView& tables, int eight, const float* 
     const int64_t n = tables.eight_bins[eight];
     for (int64_t bin = 0; bin < n; ++bin, weights += 8)
         UNROLL for (int i = 0; i < 8; ++i) sums[i] += weights[i] * load(bins[i] + bin * LANES);
-    UNROLL for (int i = 0; i < 8; ++i) wrong += sums[i] * 0.0f;
 }
+
+// `wrong` becomes not a number where x is not finite.
+ALWAYS_INLINE void check_finite(Vec x, Vec& wrong) { wrong += x * 0.0f; }
 
 // A bit for every lane that met a power that is not finite.
 ALWAYS_INLINE uint32_t wrong_lanes(const Vec* wrong) {
@@ -118,8 +120,9 @@ uint32_t log_bands(const TableView& tables, const float* power, float floor, flo
         float* into = tile + eight % 2 * 8 * LANES;
         for (int at = 0; at < LANES; at += W) {
             Vec sums[8];
-            band_powers(tables, eight, weights, power + at, wrong[at / W], sums);
+            band_powers(tables, eight, weights, power + at, sums);
             UNROLL for (int i = 0; i < 8; ++i) {
+                check_finite(sums[i], wrong[at / W]);
                 sums[i] = ln(larger(sums[i], floor));
                 store(into + i * LANES + at, sums[i]);
             }
