@@ -184,12 +184,14 @@ bool streams(const Out* out, int64_t width, int64_t n_rows) {
     return width * SIZE % LINE == 0 && width * SIZE * n_rows >= MUCH && reinterpret_cast<uintptr_t>(out) % LINE == 0;
 }
 
+constexpr int64_t PARTS_PER_THREAD = 4;
+
 // How many parts a call is cut into: one, or some for each thread, so that one that wakes late does fewer; each has 128
 // frames at least.
-inline int64_t part_count(int n_threads, int64_t n_frames, int64_t most) {
-    constexpr int64_t PER_THREAD = 4, LEAST_FRAMES = 128;
+inline int64_t part_count(int n_threads, int64_t n_frames, int64_t most, int64_t per_thread = PARTS_PER_THREAD) {
+    constexpr int64_t LEAST_FRAMES = 128;
     if (n_threads == 1) return 1;
-    return std::max<int64_t>(1, std::min({PER_THREAD * n_threads, n_frames / LEAST_FRAMES, most}));
+    return std::max<int64_t>(1, std::min({per_thread * n_threads, n_frames / LEAST_FRAMES, most}));
 }
 
 // work(worker, its index) for n workers, a part each, shared among threads. Returns the clip of the first frame that is not finite,

@@ -156,7 +156,8 @@ int64_t log_mel_downsample(const MelPlan& plan, const Sample* waveform, const Ra
     const bool whisper = plan.log == Log::whisper;
     const int64_t n_clips = ragged.n_clips, n_frames = ragged.cu_frames[n_clips], n_rows = groups.cu_rows[n_clips];
     const int64_t n_parts = whisper ? n_clips : n_rows;
-    const int64_t n_workers = part_count(n_threads, n_frames, n_parts);
+    // Of Whisper's scale every part holds the frames of a clip.
+    const int64_t n_workers = part_count(n_threads, n_frames, n_parts, whisper ? 1 : PARTS_PER_THREAD);
     const bool means = !whisper && pool == Pool::mean && groups.factor == LANES / 2 && groups.width % 8 == 0 &&
                        plan.level.pooled != nullptr;
     const bool in_place = !whisper && pool == Pool::stack && std::is_same_v<Out, float>;

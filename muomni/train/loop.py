@@ -22,6 +22,7 @@ from muomni.train import checkpoint
 from muomni.train.metrics import RunLog, write_plot
 from muomni.train.optim import Optimizer, learning_rate
 from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
+from muomni.train.writer import Writer
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called as progress(step, steps, metrics of the last row)."""
@@ -127,6 +128,7 @@ class _Trainer:
         self.seconds = 0.0
         self._resume()
         self.log = RunLog(directory, after=self.step)
+        self.writer = Writer(directory, keep=run.train.keep)
         self._row: dict[str, Any] = {}
         self._start_row()
 
@@ -159,13 +161,13 @@ class _Trainer:
         }
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Begin to write a checkpoint of this step."""
         state = checkpoint.Checkpoint(
             weights=owned(self.model, self.stage.saved),
             optimizer={f"{p}/{k}": v for p, o in self.optimizers.items() for k, v in o.state().items()},
             record=self.record(complete=self.step == self.run.train.steps),
         )
-        checkpoint.save(self.directory, state, keep=self.run.train.keep)
+        self.writer.start(state)
 
     def run_all(self) -> Result:
         """Train, save, measure."""
@@ -177,7 +179,8 @@ class _Trainer:
         checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
         batches = self.stage.batches("train", self.position)
         self.stage.set_mode(self.model)
-        with _stop_requests() as stopped:
+        # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
+        with _stop_requests() as stopped, self.writer:
             while self.step < steps:
                 started = time.perf_counter()
                 self.train_step(batches)
