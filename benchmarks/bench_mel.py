@@ -233,7 +233,7 @@ def time_floor(seconds: float, case: str) -> list[Row]:
 
 
 def errors(*, speech: bool) -> list[Row]:
-    """Of log_mel against fp64: half a minute like speech, silence with one click, and with `speech` the embedded set."""
+    """Of log_mel against fp64: half a minute like speech, silence with one click; speech: the embedded set too."""
     click = np.zeros(RATE, np.float32)
     click[RATE // 2] = 1.0
     clips = {"30 s": [speech_like(30 * RATE, 0)], "click": [click]}
