@@ -8,14 +8,12 @@ decoders differ in the last bit. Every second frame is kept. `versions` says whi
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
-import whisper.audio
-from transformers import WhisperFeatureExtractor
 
 from muomni.data import embedded
 
@@ -34,7 +32,7 @@ def speech() -> np.ndarray:
 
 def librosa_power(wave: np.ndarray, **options: object) -> np.ndarray:
     """(n_frames, n_mels) mel power, the last frame dropped."""
-    mel = librosa.feature.melspectrogram(
+    mel = importlib.import_module("librosa").feature.melspectrogram(
         y=wave, sr=16_000, hop_length=160, power=2.0, center=True, pad_mode="reflect", **options
     )
     return mel.T[:-1]
@@ -44,14 +42,16 @@ def main() -> None:
     """Writes the file beside this one."""
     samples = speech()
     wave = samples.astype(np.float32) / 32_768
-    extractor = WhisperFeatureExtractor(feature_size=128)
+    whisper = importlib.import_module("whisper.audio")
+    extractor = importlib.import_module("transformers").WhisperFeatureExtractor(feature_size=128)
     found = {
         "librosa_slaney_128": librosa_power(wave, n_fft=400, n_mels=128),
+        "librosa_slaney_80": librosa_power(wave, n_fft=400, n_mels=80),
         "librosa_htk_80": librosa_power(
             wave, n_fft=512, win_length=400, n_mels=80, htk=True, norm="slaney", fmin=20.0, fmax=7_600.0
         ),
-        "whisper_80": whisper.audio.log_mel_spectrogram(torch.from_numpy(wave), n_mels=80).T.numpy(),
-        "whisper_128": whisper.audio.log_mel_spectrogram(torch.from_numpy(wave), n_mels=128).T.numpy(),
+        "whisper_80": whisper.log_mel_spectrogram(torch.from_numpy(wave), n_mels=80).T.numpy(),
+        "whisper_128": whisper.log_mel_spectrogram(torch.from_numpy(wave), n_mels=128).T.numpy(),
         "transformers_128": extractor(
             [wave], sampling_rate=16_000, padding="longest", truncation=False, return_tensors="np"
         )["input_features"][0].T,

@@ -38,6 +38,7 @@ def test_the_recording_is_speech_and_the_packages_are_named(golden: dict[str, np
     ("name", "options"),
     [
         ("librosa_slaney_128", {}),
+        ("librosa_slaney_80", {"n_mels": 80}),
         (
             "librosa_htk_80",
             {"n_fft": 512, "win_length": 400, "n_mels": 80, "scale": "htk", "f_min": 20.0, "f_max": 7_600.0},
