@@ -79,6 +79,7 @@ def train(
     stage: str = "all",
     run: Run = Path("runs/nano"),
     seed: int = 0,
+    compile: Literal["auto", "on", "off"] = "auto",
     settings: Settings = (),
 ) -> None:
     """Train one stage, or all of them in order; a finished stage with the same settings is reused.
@@ -87,6 +88,7 @@ def train(
         size: nano, tiny or base.
         stage: text, audio, vision, codec, omni, talker or all.
         seed: Seed of initialisation, order, augmentation and dropout.
+        compile: Losses and gradients through torch.compile; auto: on CUDA only.
     """
     from muomni.config import STAGES
     from muomni.demo import train_stage
@@ -95,7 +97,7 @@ def train(
 
     console = _console()
     for name in STAGES if stage == "all" else (stage,):
-        config = override(recipe(size, name), [f"seed={seed}", *settings])
+        config = override(recipe(size, name), [f"seed={seed}", f"train.compile={compile}", *settings])
         result = train_stage(config, run, console=console)
         print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
 

@@ -75,5 +75,6 @@ def packed_ctc_loss(
     another; lengths: (n,) int64 on the CPU, 0 behind the last clip. Differentiable once in logits.
     A target that does not fit is infinite: the stage leaves it out beforehand.
     """
-    log_probs = logits.float().log_softmax(-1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = wide.log_softmax(-1)
     return _ctc(log_probs, targets, input_lengths, target_lengths)[0]
