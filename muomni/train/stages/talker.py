@@ -18,9 +18,8 @@ from muomni.data.batch import HOST, Order, cumulative, pack
 from muomni.data.tasks import SAY, Example, documents
 from muomni.data.template import Document
 from muomni.models.codec import Codec
-from muomni.models.talker import ROPE_THETA, Talker
+from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
-from muomni.nn.rope import packed_positions, rotary_tables
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
@@ -63,6 +62,8 @@ class SpokenBatch:
     """(N,) bool: where there is a text position."""
     is_last: torch.Tensor
     """(N,) bool: the last frame of each utterance."""
+    positions: torch.Tensor
+    """(N,) int64, starting at 0 in every utterance."""
     cu_seqlens: torch.Tensor
     """int32; segment i < n is utterance i, the rest is padding."""
     max_seqlen: int
@@ -191,11 +192,10 @@ class TalkerStage(StageBase):
         talker = part(model, "talker", Talker)
         latents = talker.codes.latents(batch.codes)
         told = talker.from_latent(latents[:, -1])
-        positions = packed_positions(batch.cu_seqlens, len(batch.codes))
-        before = torch.where((positions == 0)[:, None], talker.bos.to(told.dtype), told.roll(1, 0))
+        before = torch.where((batch.positions == 0)[:, None], talker.bos.to(told.dtype), told.roll(1, 0))
         text = talker.from_state(batch.states) + talker.from_embed(batch.embeds)
         condition = torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype))
-        tables = rotary_tables(positions, head_dim=talker.cfg.head_dim, theta=ROPE_THETA)
+        tables = talker._tables(batch.positions)
         hidden = talker.stack(before + condition, *tables, batch.cu_seqlens, batch.max_seqlen)
         queries = torch.cat([talker.query(hidden)[:, None], talker.depth(hidden, latents[:, :-1])], dim=1)
         return {"queries": queries, "stop": talker.stop(hidden)[:, 0]}
@@ -243,8 +243,9 @@ def collate(
         is_text[start : start + n_text] = True
         start += length
         is_last[start - 1] = True
+    positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
     labels = codes.masked_fill((torch.arange(total) >= used)[:, None], IGNORE_INDEX)
     return SpokenBatch(
         codes=codes, labels=labels, states=states, embeds=embeds, is_text=is_text, is_last=is_last,
-        cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
+        positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
     )  # fmt: skip
