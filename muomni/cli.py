@@ -1,4 +1,4 @@
-"""The command line: demo, train, eval, chat, say, data, doctor.
+"""The command line: demo, train, plan, eval, chat, say, data, doctor.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,28 @@ def train(
         config = override(recipe(size, name), [f"seed={seed}", f"train.compile={compile}", *settings])
         result = train_stage(config, run, console=console)
         print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
+
+
+@app.command
+def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", settings: Settings = ()) -> None:
+    """Predict a training step's peak memory and pick the largest micro-batch that fits a card.
+
+    Args:
+        size: nano, tiny or base.
+        stage: text, audio, vision, codec, omni or talker.
+        memory: A card's memory, such as 12GB; 0.8 GiB of it are left to the driver.
+    """
+    # The profiler that counts bytes writes a line for every start and stop otherwise; read when torch is loaded.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from muomni.recipes import recipe
+    from muomni.settings import override
+    from muomni.train import plan as planner
+
+    config = override(recipe(size, stage), list(settings))
+    usable = planner.parse_memory(memory)
+    for line in planner.table(planner.plan(config), config, usable):
+        print(line)
 
 
 @app.command(name="eval")
