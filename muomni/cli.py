@@ -1,4 +1,4 @@
-"""The command line: demo, train, eval, chat, say, data, doctor.
+"""The command line: demo, train, plan, eval, chat, say, data, doctor.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,6 +80,7 @@ def train(
     stage: str = "all",
     run: Run = Path("runs/nano"),
     seed: int = 0,
+    compile: Literal["auto", "on", "off"] = "auto",
     settings: Settings = (),
 ) -> None:
     """Train one stage, or all of them in order; a finished stage with the same settings is reused.
@@ -87,6 +89,7 @@ def train(
         size: nano, tiny or base.
         stage: text, audio, vision, codec, omni, talker or all.
         seed: Seed of initialisation, order, augmentation and dropout.
+        compile: Losses and gradients through torch.compile; auto: on CUDA only.
     """
     from muomni.config import STAGES
     from muomni.demo import train_stage
@@ -95,9 +98,31 @@ def train(
 
     console = _console()
     for name in STAGES if stage == "all" else (stage,):
-        config = override(recipe(size, name), [f"seed={seed}", *settings])
+        config = override(recipe(size, name), [f"seed={seed}", f"train.compile={compile}", *settings])
         result = train_stage(config, run, console=console)
         print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
+
+
+@app.command
+def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", settings: Settings = ()) -> None:
+    """Predict a training step's peak memory and pick the largest micro-batch that fits a card.
+
+    Args:
+        size: nano, tiny or base.
+        stage: text, audio, vision, codec, omni or talker.
+        memory: A card's memory, such as 12GB; 0.8 GiB of it are left to the driver.
+    """
+    # The profiler that counts bytes writes a line for every start and stop otherwise; read when torch is loaded.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from muomni.recipes import recipe
+    from muomni.settings import override
+    from muomni.train import plan as planner
+
+    config = override(recipe(size, stage), list(settings))
+    usable = planner.parse_memory(memory)
+    for line in planner.table(planner.plan(config), config, usable):
+        print(line)
 
 
 @app.command(name="eval")

@@ -351,6 +351,8 @@ class TrainConfig:
     """Newest checkpoints kept."""
     augment: bool = True
     """Augment pictures and clips."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Losses and their gradients through torch.compile; auto: on CUDA only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from muomni.data.template import Document
 from muomni.tokens import IGNORE_INDEX, PAD
+
+HOST = MappingProxyType({"host": True})
+"""Metadata of a batch's field that no device computation reads: a tensor stays on the CPU, what is no tensor may
+differ between batches of one shape and is left out of a compiled function's arguments."""
+
+Batch = TypeVar("Batch")
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """A batch (a frozen dataclass) with its tensors on a device, those marked HOST left where they are."""
+    if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
+        return batch
+    moved: dict[str, Any] = {
+        f.name: value.to(device, non_blocking=True)
+        for f in dataclasses.fields(batch)
+        if "host" not in f.metadata and isinstance(value := getattr(batch, f.name), torch.Tensor)
+    }
+    return dataclasses.replace(batch, **moved)
+
+
+def traced(batch: Batch) -> Batch:
+    """The batch with None for what is marked HOST and no tensor: all that is left is alike in every batch."""
+    if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
+        return batch
+    left_out: dict[str, Any] = {
+        f.name: None
+        for f in dataclasses.fields(batch)
+        if "host" in f.metadata and not isinstance(getattr(batch, f.name), torch.Tensor)
+    }
+    return dataclasses.replace(batch, **left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +69,7 @@ class PackedBatch:
     """(n_docs + 1,) int32; the padding is spread over the entries after the documents, then T repeats."""
     max_seqlen: int
     """Longest document the row may hold."""
-    n_tokens: int
+    n_tokens: int = field(metadata=HOST)
     """Positions that are not padding."""
     images: torch.Tensor | None = None
     """(n_images, 3, S, S); zeros after the last picture."""
@@ -59,12 +91,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on a device."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return to_device(self, device)
 
 
 def cumulative(lengths: Sequence[int], *, n_max: int, total: int, longest: int) -> torch.Tensor:

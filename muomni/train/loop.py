@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
+from muomni.data.batch import to_device
 from muomni.settings import to_dict
 from muomni.train import checkpoint
+from muomni.train.compiled import loss_function
 from muomni.train.metrics import RunLog, write_plot
 from muomni.train.optim import Optimizer, learning_rate
 from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
@@ -122,6 +124,7 @@ class _Trainer:
         self.parents, self.progress = parents, progress
         self.device = next(model.parameters()).device
         self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
+        self.losses = loss_function(stage, run.train.compile, device=self.device)
         self.step = 0
         self.position = 0
         self.skipped = torch.zeros((), device=self.device)
@@ -232,7 +235,7 @@ class _Trainer:
             for i, batch in enumerate(micro):
                 # Dropout and augmentation depend on (seed, step, phase, micro-batch): a resume needs no RNG state.
                 torch.manual_seed(step_seed(self.run.seed, 2, self.step, number, i))
-                sums = self.stage.losses(self.model, batch, phase)
+                sums = self.losses(self.model, to_device(batch, self.device), phase)
                 means = {k: v.float() / _at_least_one(totals[k]) for k, v in sums.items()}
                 loss = torch.stack([self.stage.weights[k] * v for k, v in means.items()]).sum()
                 loss.backward()

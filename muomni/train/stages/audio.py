@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,12 @@ from muomni.data.audio import (
     normalise,
     stack_frames,
 )
-from muomni.data.batch import Order, cumulative
+from muomni.data.batch import HOST, Order, cumulative, to_device
 from muomni.errors import UserError
 from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
-from muomni.train.losses import ctc_loss
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
+from muomni.train.stages.ctc import packed_ctc_loss
 
 SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
@@ -45,15 +45,13 @@ class SpeechBatch:
     """(N, factor * n_mels) float32, zeros after the last clip."""
     cu_seqlens: torch.Tensor
     """int32; segment i < n is clip i, the rest is padding."""
-    index: torch.Tensor
-    """(n, longest) int64: rows of `frames` of each clip, N for padding."""
     targets: torch.Tensor
-    """(n, longest target) int64."""
-    input_lengths: torch.Tensor
-    """(n,) int64 audio frames of each clip, on the CPU."""
-    target_lengths: torch.Tensor
-    """(n,) int64 characters of each transcript, on the CPU."""
-    texts: tuple[str, ...]
+    """(N * ctc_expand,) int64, transcripts one after another: a feasible one has at most a character a position."""
+    input_lengths: torch.Tensor = field(metadata=HOST)
+    """(batch_items,) int64 audio frames of each clip, 0 after the last, on the CPU."""
+    target_lengths: torch.Tensor = field(metadata=HOST)
+    """(batch_items,) int64 characters of each transcript, 0 after the last, on the CPU."""
+    texts: tuple[str, ...] = field(metadata=HOST)
     """The transcripts."""
 
 
@@ -160,48 +158,39 @@ class AudioStage(StageBase):
         lengths = [len(clip) for clip in clips]
         frames = torch.zeros(capacity, factor * mel.n_mels)
         frames[: sum(lengths)] = torch.cat(clips)
-        index = torch.full((len(clips), max(lengths)), capacity, dtype=torch.int64)
-        start = 0
-        for row, length in zip(index, lengths, strict=True):
-            row[:length] = torch.arange(start, start + length)
-            start += length
-        spelled = [torch.tensor(encode_ctc(text), dtype=torch.int64) for text in texts]
+        spelled = [encode_ctc(text) for text in texts]
+        characters = torch.tensor([c for own in spelled for c in own], dtype=torch.int64)
+        targets = torch.zeros(capacity * self.config.audio.ctc_expand, dtype=torch.int64)
+        targets[: len(characters)] = characters
+        n_items = self.run.train.batch_items
         return SpeechBatch(
             frames=frames,
             cu_seqlens=cumulative(
-                lengths, n_max=max(len(clips), self.run.train.batch_items), total=capacity,
-                longest=self.config.max_audio_tokens,
+                lengths, n_max=n_items, total=capacity, longest=self.config.max_audio_tokens
             ),
-            index=index,
-            targets=nn.utils.rnn.pad_sequence(spelled, batch_first=True),
-            input_lengths=torch.tensor(lengths, dtype=torch.int64),
-            target_lengths=torch.tensor([len(s) for s in spelled], dtype=torch.int64),
+            targets=targets,
+            input_lengths=_padded(lengths, n_items),
+            target_lengths=_padded([len(own) for own in spelled], n_items),
             texts=tuple(texts),
-        )  # fmt: skip
+        )
 
     def counts(self, batch: SpeechBatch) -> dict[str, torch.Tensor | int]:
         """Characters to spell."""
         return {"ctc": int(batch.target_lengths.sum())}
 
     def logits(self, model: nn.Module, batch: SpeechBatch) -> torch.Tensor:
-        """(n, longest * ctc_expand, n_symbols) of each clip."""
-        device, expand = self.device(model), self.config.audio.ctc_expand
+        """(N * ctc_expand, n_symbols), clips one after another."""
         hidden = part(model, "audio", AudioEncoder)(
-            batch.frames.to(device), batch.cu_seqlens.to(device), self.config.max_audio_tokens
+            batch.frames, batch.cu_seqlens, self.config.max_audio_tokens
         )
-        # Row N is what padding reads; it is behind every clip's length.
-        padded = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[batch.index.to(device)]
-        n, longest, width = padded.shape
-        return part(model, "ctc_head", CTCHead)(padded.reshape(-1, width)).reshape(n, longest * expand, -1)
+        return part(model, "ctc_head", CTCHead)(hidden)
 
     def losses(self, model: nn.Module, batch: SpeechBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed CTC loss."""
-        logits = self.logits(model, batch)
-        lengths = batch.input_lengths * self.config.audio.ctc_expand
-        loss = ctc_loss(
-            logits,
-            batch.targets.to(logits.device),
-            input_lengths=lengths,
+        loss = packed_ctc_loss(
+            self.logits(model, batch),
+            batch.targets,
+            input_lengths=batch.input_lengths * self.config.audio.ctc_expand,
             target_lengths=batch.target_lengths,
         )
         return {"ctc": loss}
@@ -215,9 +204,10 @@ class AudioStage(StageBase):
         said: list[str] = []
         references: list[str] = []
         for batch in self.batches(split, 0):
-            best = self.logits(model, batch).argmax(-1).cpu()
+            best = self.logits(model, to_device(batch, self.device(model))).argmax(-1).cpu()
             lengths = (batch.input_lengths * self.config.audio.ctc_expand).tolist()
-            said += [decode_ctc(row[:n].tolist()) for row, n in zip(best, lengths, strict=True)]
+            clips = best[: sum(lengths)].split(lengths)[: len(batch.texts)]
+            said += [decode_ctc(clip.tolist()) for clip in clips]
             references += batch.texts
         return [
             Figure(
@@ -226,3 +216,8 @@ class AudioStage(StageBase):
                 n=len(references),
             )
         ]  # fmt: skip
+
+
+def _padded(lengths: list[int], size: int) -> torch.Tensor:
+    """int64 (size,), zeros behind the lengths."""
+    return torch.tensor(lengths + [0] * (size - len(lengths)), dtype=torch.int64)

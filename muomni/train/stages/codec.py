@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from muomni.config import RunConfig
 from muomni.data import embedded
@@ -25,8 +26,8 @@ class FrameBatch:
 
     frames: torch.Tensor
     """(B, T, factor * n_mels) float32 normalised log-mel."""
-    n_active: int
-    """Codebooks in use for this batch (codebook dropout)."""
+    n_active: torch.Tensor
+    """() int64: codebooks in use for this batch (codebook dropout); a tensor, so that one graph serves them all."""
 
 
 def clips(split: embedded.Split, run: RunConfig) -> list[torch.Tensor]:
@@ -52,6 +53,7 @@ class CodecStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's frames once; start the codec from the seed."""
         self._clips: dict[str, list[torch.Tensor]] = {}
+        self._gathered: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         return Parts(codec=Codec(run.model.codec, run.model.mel))
 
     def clips(self, split: embedded.Split) -> list[torch.Tensor]:
@@ -65,7 +67,8 @@ class CodecStage(StageBase):
         source = self.clips(split)
         if split != "train":
             yield from (
-                FrameBatch(frames=clip[None], n_active=self.config.codec.n_codebooks) for clip in source
+                FrameBatch(frames=clip[None], n_active=torch.tensor(self.config.codec.n_codebooks))
+                for clip in source
             )
             return
         weights = torch.tensor([float(len(clip)) for clip in source])
@@ -80,7 +83,7 @@ class CodecStage(StageBase):
             n_active = n_codebooks
             if self.run.train.augment and position % 2:
                 n_active = int(torch.randint(1, n_codebooks + 1, (), generator=draw))
-            yield FrameBatch(frames=torch.stack(crops), n_active=n_active)
+            yield FrameBatch(frames=torch.stack(crops), n_active=torch.tensor(n_active))
             position += 1
 
     def _crop(self, clip: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
@@ -99,15 +102,42 @@ class CodecStage(StageBase):
         return {"l1": batch.frames.numel(), "l2": batch.frames.numel(), "commitment": n_frames}
 
     def losses(self, model: nn.Module, batch: FrameBatch, phase: str) -> dict[str, torch.Tensor]:
-        """Absolute and squared error of normalised log-mel, and the commitment."""
-        frames = batch.frames.to(self.device(model))
-        out = part(model, "codec", Codec)(frames, n_active=batch.n_active)
-        difference = out.frames - frames
-        return {"l1": difference.abs().sum(), "l2": difference.square().sum(), "commitment": out.commitment}
+        """Absolute and squared error of normalised log-mel, and the commitment.
+
+        `Codec.forward` with n_active as a tensor: levels that are not in use are computed and weigh nothing.
+        Keeps the statistics of this micro-batch for `gather` when in train mode.
+        """
+        codec, frames = part(model, "codec", Codec), batch.frames
+        z = codec._latent(frames)
+        rows = z.reshape(-1, z.shape[-1])
+        codes, books = codec.quantizer.encode(rows), codec.quantizer.codebooks
+        levels = torch.arange(codes.shape[1], device=rows.device)
+        totals = F.embedding(codes + levels * books.shape[1], books.flatten(0, 1)).cumsum(1)
+        if codec.quantizer.training:
+            # What each level was given: the latent less the words of the levels before.
+            given = rows.detach().float()[:, None] - F.pad(totals[:, :-1], (0, 0, 1, 0))
+            codec.quantizer._pending.append((given, codes, torch.ones(len(rows), device=rows.device)))
+        errors = (rows.float()[:, None] - totals).square().mean(-1) * (levels < batch.n_active)
+        active = totals.index_select(1, batch.n_active.view(1) - 1)[:, 0]
+        straight = rows + (active.to(rows.dtype) - rows).detach()
+        difference = codec._frames(straight.view_as(z)) - frames
+        return {
+            "l1": difference.abs().sum(),
+            "l2": difference.square().sum(),
+            "commitment": errors.sum() / batch.n_active,
+        }
+
+    def gather(self, model: nn.Module) -> None:
+        """Take a micro-batch's statistics off the quantiser, so that a compiled `losses` finds none of the last."""
+        pending = part(model, "codec", Codec).quantizer._pending
+        self._gathered.extend(pending)
+        pending.clear()
 
     def after_step(self, model: nn.Module) -> None:
         """Move the codebooks, once a step."""
         codec = part(model, "codec", Codec)
+        codec.quantizer._pending.extend(self._gathered)
+        self._gathered.clear()
         codec.commit()
 
     def fill(self, batch: FrameBatch) -> tuple[int, int]:

@@ -168,7 +168,6 @@ class OmniStage(StageBase):
 
     def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the answers."""
-        batch = batch.to(self.device(model))
         thinker = part(model, "thinker", Thinker)
         answer, _ = thinker.cross_entropy(self.hidden(model, batch), batch.labels)
         return {"answer": answer, "balance": thinker.balance_loss() * len(batch.input_ids)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import log_mel, normalise, stack_frames
-from muomni.data.batch import Order, pack
+from muomni.data.batch import HOST, Order, cumulative, pack
 from muomni.data.tasks import SAY, Example, documents
 from muomni.data.template import Document
 from muomni.models.codec import Codec
@@ -48,24 +48,28 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenBatch:
-    """Utterances, padded."""
+    """Utterances one after another; N frames, the same number in every training batch."""
 
     codes: torch.Tensor
-    """(B, K, T) int64, 0 behind an utterance's end."""
-    states: torch.Tensor
-    """(B, n, d_thinker)."""
-    embeds: torch.Tensor
-    """(B, n, d_thinker)."""
-    n_text: torch.Tensor
-    """(B,) int64."""
-    lengths: torch.Tensor
-    """(B,) int64 frames."""
+    """(N, K) int64, 0 behind the last utterance."""
     labels: torch.Tensor
-    """(B, T, K) int64: the codes, IGNORE_INDEX behind the end."""
-
-    def to(self, device: torch.device) -> SpokenBatch:
-        """The same batch on a device."""
-        return SpokenBatch(**{name: value.to(device) for name, value in vars(self).items()})
+    """(N, K) int64: the codes, IGNORE_INDEX behind the last utterance."""
+    states: torch.Tensor
+    """(N, d_thinker): Thinker state of text position t at frame t of its utterance, else zeros."""
+    embeds: torch.Tensor
+    """(N, d_thinker): token embeddings at the same places."""
+    is_text: torch.Tensor
+    """(N,) bool: where there is a text position."""
+    is_last: torch.Tensor
+    """(N,) bool: the last frame of each utterance."""
+    positions: torch.Tensor
+    """(N,) int64, starting at 0 in every utterance."""
+    cu_seqlens: torch.Tensor
+    """int32; segment i < n is utterance i, the rest is padding."""
+    max_seqlen: int
+    """Longest utterance there may be, frames."""
+    n_frames: int = field(metadata=HOST)
+    """Frames that are not padding."""
 
 
 class TalkerStage(StageBase):
@@ -160,59 +164,88 @@ class TalkerStage(StageBase):
         return result
 
     def batches(self, split: embedded.Split, state: int) -> Iterator[SpokenBatch]:
-        """Utterances of similar length together: the padded size stays within batch_tokens frames."""
+        """Utterances packed by frames."""
         made, training = self.utterances(split), split == "train"
         # A later start may take one frame more.
         lengths = [u.codes.shape[1] + 1 for u in made]
+        n_items = self.run.train.batch_items
         order = Order(
-            lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
-            seed=self.run.seed, shuffle=training, padded=True,
+            lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=n_items,
+            seed=self.run.seed, shuffle=training,
         )  # fmt: skip
         rows = order.iterate(state) if training else iter(order.epoch(0))
         for position, row in enumerate(rows, start=state):
             chosen = [made[i] for i in row]
             if training and self.run.train.augment:
                 chosen = self.varied(chosen, generator(self.run.seed, 3, position))
-            yield collate(chosen)
+            yield collate(
+                chosen, n_frames=int(order.capacity[0]), n_items=n_items,
+                longest=self.config.max_audio_tokens + 1,
+            )  # fmt: skip
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
         """Codes and frames."""
-        return {"code": n_targets(batch.labels), "stop": batch.lengths.sum()}
+        return {"code": n_targets(batch.labels), "stop": batch.n_frames}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
-        """Queries of codes and logits of stopping for a batch on the model's device."""
+        """Queries of codes (N, K, latent_dim) and logits of stopping (N,): `Talker.forward`, packed."""
         talker = part(model, "talker", Talker)
-        condition = talker.condition(batch.states, batch.embeds, batch.n_text, batch.codes.shape[2])
-        return talker(batch.codes, condition, batch.lengths)
+        latents = talker.codes.latents(batch.codes)
+        told = talker.from_latent(latents[:, -1])
+        before = torch.where((batch.positions == 0)[:, None], talker.bos.to(told.dtype), told.roll(1, 0))
+        text = talker.from_state(batch.states) + talker.from_embed(batch.embeds)
+        condition = torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype))
+        tables = talker._tables(batch.positions)
+        hidden = talker.stack(before + condition, *tables, batch.cu_seqlens, batch.max_seqlen)
+        queries = torch.cat([talker.query(hidden)[:, None], talker.depth(hidden, latents[:, :-1])], dim=1)
+        return {"queries": queries, "stop": talker.stop(hidden)[:, 0]}
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the codes; summed binary cross entropy of stopping."""
-        batch = batch.to(self.device(model))
         out = self.forward(model, batch)
-        frames = torch.arange(batch.codes.shape[2], device=batch.codes.device)
-        last = (frames == batch.lengths[:, None] - 1).float()
-        valid = (frames < batch.lengths[:, None]).float()
-        stop = F.binary_cross_entropy_with_logits(out["stop"].float(), last, weight=valid, reduction="sum")
+        valid = (batch.labels[:, 0] != IGNORE_INDEX).float()
+        stop = F.binary_cross_entropy_with_logits(
+            out["stop"].float(), batch.is_last.float(), weight=valid, reduction="sum"
+        )
         code, _ = part(model, "talker", Talker).codes.cross_entropy(out["queries"], batch.labels)
         return {"code": code.sum(), "stop": stop}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Code frames that are not padding, and all."""
-        return int(batch.lengths.sum()), batch.codes.shape[0] * batch.codes.shape[2]
+        return batch.n_frames, len(batch.codes)
 
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Code loss against unigrams and against another item's text; see talker_figures."""
         return figures(self, model, split)
 
 
-def collate(made: list[Utterance]) -> SpokenBatch:
-    """Pad utterances to the longest of them."""
-    pad = nn.utils.rnn.pad_sequence
+def collate(
+    made: list[Utterance], *, n_frames: int | None = None, n_items: int | None = None, longest: int = 0
+) -> SpokenBatch:
+    """Lay utterances one after another into n_frames frames, by default as many as they have.
+
+    Text positions behind an utterance's last frame are cut. Raises ValueError when they do not fit.
+    """
+    lengths = [u.codes.shape[1] for u in made]
+    used, longest = sum(lengths), max(longest, *lengths)
+    total = used if n_frames is None else n_frames
+    cu_seqlens = cumulative(lengths, n_max=n_items or len(made), total=total, longest=longest)
+    n_levels, width = made[0].codes.shape[0], made[0].states.shape[1]
+    codes = torch.zeros(total, n_levels, dtype=torch.int64)
+    states, embeds = torch.zeros(total, width), torch.zeros(total, width)
+    is_text, is_last = torch.zeros(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
+    start = 0
+    for utterance, length in zip(made, lengths, strict=True):
+        codes[start : start + length] = utterance.codes.T
+        n_text = min(len(utterance.states), length)
+        states[start : start + n_text] = utterance.states[:n_text]
+        embeds[start : start + n_text] = utterance.embeds[:n_text]
+        is_text[start : start + n_text] = True
+        start += length
+        is_last[start - 1] = True
+    positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
+    labels = codes.masked_fill((torch.arange(total) >= used)[:, None], IGNORE_INDEX)
     return SpokenBatch(
-        codes=pad([u.codes.T for u in made], batch_first=True).transpose(1, 2).contiguous(),
-        states=pad([u.states for u in made], batch_first=True),
-        embeds=pad([u.embeds for u in made], batch_first=True),
-        n_text=torch.tensor([len(u.states) for u in made]),
-        lengths=torch.tensor([u.codes.shape[1] for u in made]),
-        labels=pad([u.codes.T for u in made], batch_first=True, padding_value=IGNORE_INDEX),
-    )
+        codes=codes, labels=labels, states=states, embeds=embeds, is_text=is_text, is_last=is_last,
+        positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from muomni.data import embedded
+from muomni.data.batch import to_device
 from muomni.models.talker import Talker
 from muomni.train.stage import Figure, part
 
@@ -49,12 +50,12 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
     nats = codes = 0.0
     stops: list[int] = []
     for utterance in made:
-        batch = collate([utterance]).to(device)
+        batch = to_device(collate([utterance]), device)
         out = stage.forward(model, batch)
         nats += float(talker.codes.cross_entropy(out["queries"], batch.labels)[0].sum())
         codes += batch.labels.numel()
         n_text = len(utterance.states)
-        over = (out["stop"][0, n_text:] > 0).nonzero().flatten().tolist()
+        over = (out["stop"][n_text:] > 0).nonzero().flatten().tolist()
         stops.append(n_text + over[0] + 1 if over else stage.config.max_audio_tokens)
     return nats / codes, stops
 

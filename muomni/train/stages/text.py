@@ -98,7 +98,6 @@ class TextStage(StageBase):
 
     def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy; the experts' balance loss a position."""
-        batch = batch.to(self.device(model))
         thinker = part(model, "thinker", Thinker)
         hidden = thinker(thinker.embed(batch.input_ids), batch.positions, batch.cu_seqlens, batch.max_seqlen)
         token, _ = thinker.cross_entropy(hidden, batch.labels)
@@ -110,7 +109,10 @@ class TextStage(StageBase):
 
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Bits per byte of held-out conversations, against unigram and bigram models of the training text."""
-        nats = sum(float(self.losses(model, b, "main")["token"]) for b in self.batches(split, 0))
+        nats = sum(
+            float(self.losses(model, b.to(self.device(model)), "main")["token"])
+            for b in self.batches(split, 0)
+        )
         held_out = embedded.conversations(split)
         # The end of a document is predicted too, and counted as one byte by every model alike.
         n_bytes = sum(len(c.text.encode()) + 1 for c in held_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,12 +11,11 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data import embedded
-from muomni.data.batch import Order, cumulative
+from muomni.data.batch import HOST, Order, cumulative, to_device
 from muomni.data.image import augment, to_float
 from muomni.metrics.retrieval import recall_at_1
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
-from muomni.train.losses import contrastive_loss
 from muomni.train.stage import Figure, StageBase, generator, parent_checkpoint
 from muomni.train.stages.text import load_tokenizer
 
@@ -28,15 +27,19 @@ TAG_DROP = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Pictures with their words."""
+    """Pictures with their words. n, the room for pairs, is the same in every batch; an epoch's last holds fewer."""
 
     images: torch.Tensor
-    """(n, 3, S, S) float32 in [-1, 1]."""
+    """(n, 3, S, S) float32 in [-1, 1]; zeros after the last pair."""
+    is_pair: torch.Tensor
+    """(n,) bool."""
     input_ids: torch.Tensor
     """(n * MAX_CAPTION,) int64, captions one after another, PAD at the end."""
     cu_seqlens: torch.Tensor
-    """int32; segment i < n is caption i, the rest is padding."""
-    n_tokens: int
+    """int32; segment i < n_pairs is caption i, the rest is padding."""
+    n_pairs: int = field(metadata=HOST)
+    """Pairs that are not padding; they come first."""
+    n_tokens: int = field(metadata=HOST)
     """Caption tokens that are not padding."""
 
 
@@ -82,7 +85,7 @@ class VisionStage(StageBase):
             pictures = to_float(images[row], size)
             varied = training and self.run.train.augment
             captions = [self.caption(words[i], draw if varied else None) for i in row]
-            yield collate(augment(pictures, draw) if varied else pictures, captions)
+            yield collate(augment(pictures, draw) if varied else pictures, captions, n_items=n_items)
 
     def caption(self, words: list[list[int]], draw: torch.Generator | None) -> list[int]:
         """BOS, the label, then the tags: in a random order and some left out when `draw` is given."""
@@ -95,31 +98,32 @@ class VisionStage(StageBase):
 
     def counts(self, batch: PairBatch) -> dict[str, torch.Tensor | int]:
         """Pairs."""
-        return {"contrast": len(batch.images)}
+        return {"contrast": batch.n_pairs}
 
     def embeddings(
         self, model: nn.Module, batch: PairBatch
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Unit rows of pictures and captions, and the inverse temperature."""
-        device = self.device(model)
-        pictures, captions, scale = model(
-            batch.images.to(device), batch.input_ids.to(device), batch.cu_seqlens.to(device), MAX_CAPTION
-        )
+        """Rows of pictures and captions (n, d), unit where there is a pair, and the inverse temperature."""
+        pictures, captions, scale = model(batch.images, batch.input_ids, batch.cu_seqlens, MAX_CAPTION)
         return pictures, captions[: len(batch.images)], scale
 
     def losses(self, model: nn.Module, batch: PairBatch, phase: str) -> dict[str, torch.Tensor]:
-        """Summed symmetric InfoNCE."""
+        """Summed symmetric InfoNCE of the pairs."""
         pictures, captions, scale = self.embeddings(model, batch)
-        return {"contrast": contrastive_loss(pictures, captions, scale=scale)}
+        return {"contrast": paired_loss(pictures, captions, batch.is_pair, scale=scale)}
 
     def fill(self, batch: PairBatch) -> tuple[int, int]:
         """Caption tokens and patches, and all there is room for."""
-        patches = len(batch.images) * (self.config.vision.n_patches + 1)
-        return batch.n_tokens + patches, len(batch.input_ids) + patches
+        patches = self.config.vision.n_patches + 1
+        used = batch.n_tokens + batch.n_pairs * patches
+        return used, len(batch.input_ids) + len(batch.images) * patches
 
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """R@1 among 64: which caption belongs to a picture of an unseen concept; exact over all distractors."""
-        rows = [self.embeddings(model, batch)[:2] for batch in self.batches(split, 0)]
+        rows = []
+        for batch in self.batches(split, 0):
+            found = self.embeddings(model, to_device(batch, self.device(model)))[:2]
+            rows.append([side[: batch.n_pairs] for side in found])
         pictures, captions = (torch.cat(part).float().cpu() for part in zip(*rows, strict=True))
         recall = recall_at_1((pictures @ captions.T).numpy())
         return [
@@ -130,12 +134,30 @@ class VisionStage(StageBase):
         ]  # fmt: skip
 
 
-def collate(images: torch.Tensor, captions: list[list[int]]) -> PairBatch:
-    """Pack captions one after another into a buffer of fixed size."""
-    total = len(captions) * MAX_CAPTION
+def collate(images: torch.Tensor, captions: list[list[int]], *, n_items: int) -> PairBatch:
+    """Pack captions one after another into buffers with room for n_items pairs."""
+    n_pairs, total = len(captions), n_items * MAX_CAPTION
     ids = torch.tensor([token for caption in captions for token in caption], dtype=torch.int64)
     input_ids = torch.full((total,), PAD, dtype=torch.int64)
     input_ids[: len(ids)] = ids
     lengths = [len(caption) for caption in captions]
-    cu_seqlens = cumulative(lengths, n_max=len(captions), total=total, longest=MAX_CAPTION)
-    return PairBatch(images=images, input_ids=input_ids, cu_seqlens=cu_seqlens, n_tokens=len(ids))
+    room = images.new_zeros(n_items, *images.shape[1:])
+    room[:n_pairs] = images
+    return PairBatch(
+        images=room, is_pair=torch.arange(n_items) < n_pairs, input_ids=input_ids, n_pairs=n_pairs,
+        cu_seqlens=cumulative(lengths, n_max=n_items, total=total, longest=MAX_CAPTION), n_tokens=len(ids),
+    )  # fmt: skip
+
+
+def paired_loss(
+    a: torch.Tensor, b: torch.Tensor, is_pair: torch.Tensor, *, scale: torch.Tensor
+) -> torch.Tensor:
+    """`losses.contrastive_loss` of the rows that are pairs, in a shape that does not depend on how many they are.
+
+    a, b: (n, d); is_pair: (n,) bool; scale: () positive. Other rows are nobody's distractor and cost nothing.
+    """
+    logits = (scale * a @ b.T).float()
+    there = logits.masked_fill(~is_pair, float("-inf")).logsumexp(1)
+    back = logits.masked_fill(~is_pair[:, None], float("-inf")).logsumexp(0)
+    each = 0.5 * (there + back) - logits.diagonal()
+    return torch.where(is_pair, each, 0.0).sum()

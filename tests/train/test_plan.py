@@ -1,0 +1,60 @@
+"""The memory plan: its prediction against a measured step, and what it says when nothing fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from muomni.config import STAGES, RunConfig
+from muomni.errors import UserError
+from muomni.recipes import recipe
+from muomni.settings import override
+from muomni.train.plan import Plan, measured_peak, parse_memory, plan, scaled, table
+
+SmallRun = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_prediction_is_within_ten_percent_of_a_small_step(name: str, small_run: SmallRun) -> None:
+    torch.set_num_threads(1)
+    run = small_run(name)
+    assert plan(run).peak(12) == pytest.approx(measured_peak(run, 12), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["text", "omni"])
+def test_prediction_is_within_ten_percent_at_nano(name: str) -> None:
+    torch.set_num_threads(1)
+    run = recipe("nano", name)
+    assert plan(run).peak(10) == pytest.approx(measured_peak(run, 10), rel=0.1)
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    found = Plan(stage="text", unit=512, weights=100, gradients=80, moments=200, per_unit=7.0, base=20.0)
+    assert found.peak(1) == 100 + 200 + 80
+    assert found.peak(50) == 100 + 200 + 20 + 350
+    units = found.fitting(1_000)
+    assert found.peak(units) <= 1_000 < found.peak(units + 1)
+    with pytest.raises(UserError, match="memory: one micro-batch of 512 needs"):
+        found.fitting(379)
+
+
+def test_table_adds_up_and_names_settings_that_fit(small_run: SmallRun) -> None:
+    run = small_run("text")
+    found = plan(run)
+    *rows, _, settings = table(found, run, 200 * 2**20)
+    sizes = [float(row.split()[-2].replace(",", "")) for row in rows]
+    *parts, peak, usable = sizes
+    assert sum(parts) == pytest.approx(peak, abs=0.3) and peak <= usable == 200.0
+    chosen = override(run, settings.removeprefix("--set ").split())
+    assert chosen == scaled(run, chosen.train.batch_tokens)
+    assert measured_peak(run, chosen.train.batch_tokens // found.unit) <= 200 * 2**20 * 1.02
+
+
+def test_memory_is_a_cards_size_less_its_drivers_share() -> None:
+    assert parse_memory("12GB") == parse_memory("12 gib") == 12 * 2**30 - int(0.8 * 2**30)
+    assert parse_memory("900MB") == 900 * 2**20 - int(0.8 * 2**30)
+    for wrong in ("12", "lots", "-3GB", "500MB"):
+        with pytest.raises(UserError, match="memory: expected"):
+            parse_memory(wrong)
