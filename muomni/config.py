@@ -6,6 +6,7 @@ Standard library only. Strict conversion to and from plain types is in settings.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -311,14 +312,20 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay."""
+    """How a stage's parameters are updated."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the matrices of the blocks and AdamW for all other parameters."""
     lr: float = 2e-3
-    """Peak learning rate."""
+    """Peak learning rate, of Muon too: its update is scaled to the size of AdamW's."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """After the warm-up: a cosine; or warm-up, stable, decay (lr until the last decay_share of the steps)."""
     min_lr_ratio: float = 0.05
     """Last learning rate over the peak."""
     warmup_steps: int = 20
     """Steps of linear warm-up."""
+    decay_share: float = 0.2
+    """Share of all steps that a wsd schedule decays over."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.98
@@ -327,6 +334,12 @@ class OptimConfig:
     """Decoupled decay of matrices; vectors and embeddings are not decayed."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
+    ema_decay: float = 0.0
+    """Decay a step of the averaged weights, which are then those evaluated and saved; 0: no averages."""
+    spike_sigma: float = 0.0
+    """Standard deviations over the mean gradient norm from which a step is left out; 0: none is."""
+    spike_window: int = 100
+    """Accepted steps that mean and deviation remember, and that come before the first judgement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +366,14 @@ class TrainConfig:
     """Augment pictures and clips."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Losses and their gradients through torch.compile; auto: on CUDA only."""
+    bad_steps: int = 5
+    """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
+    "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,3 +392,6 @@ class RunConfig:
         """Reject unknown stages and empty runs."""
         _require(self.stage in STAGES, f"stage: expected one of {', '.join(STAGES)}, got {self.stage!r}.")
         _require(self.train.steps > 0, f"train.steps: expected a positive number, got {self.train.steps}.")
+        for name, (least, below) in _RANGES.items():
+            value = operator.attrgetter(name)(self)
+            _require(least <= value < below, f"{name}: expected {least} <= value < {below}, got {value}.")

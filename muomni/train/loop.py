@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import platform
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.settings import to_dict
-from muomni.train import checkpoint
+from muomni.train import checkpoint, collector
 from muomni.train.compiled import loss_function
+from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.metrics import RunLog, write_plot
-from muomni.train.optim import Optimizer, learning_rate
+from muomni.train.optim import Optimizer
+from muomni.train.schedule import learning_rate
 from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
 from muomni.train.writer import Writer
+
+_LOG = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called as progress(step, steps, metrics of the last row)."""
@@ -44,6 +49,8 @@ class Result:
     """The stage was finished already and nothing was trained."""
     skipped: int
     """Steps whose update was left out because a loss or gradient was not finite."""
+    spikes: int = 0
+    """Steps whose update was left out because the gradient norm was far above the ordinary."""
     directory: Path
 
     @property
@@ -90,7 +97,7 @@ def train(
             figures = [Figure(**values) for values in record["figures"]]
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
-                skipped=record["skipped"], directory=directory,
+                skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
             )  # fmt: skip
         model = stage.build(run, root).to(where)
         if record is not None and not same:
@@ -127,7 +134,7 @@ class _Trainer:
         self.losses = loss_function(stage, run.train.compile, device=self.device)
         self.step = 0
         self.position = 0
-        self.skipped = torch.zeros((), device=self.device)
+        self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
         self.log = RunLog(directory, after=self.step)
@@ -146,7 +153,7 @@ class _Trainer:
                 {k.removeprefix(prefix): v for k, v in saved.optimizer.items() if k.startswith(prefix)}
             )
         self.step, self.position = saved.record["step"], saved.record["position"]
-        self.skipped.fill_(saved.record["skipped"])
+        self.faults.load(saved.record)
 
     def record(self, *, complete: bool, figures: list[Figure] | None = None) -> dict[str, Any]:
         """run.json: everything but the tensors."""
@@ -154,7 +161,7 @@ class _Trainer:
             "config": to_dict(self.run),
             "step": self.step,
             "position": self.position,
-            "skipped": int(self.skipped.item()),
+            **self.faults.record(),
             "complete": complete,
             "parents": self.parents,
             "figures": [asdict(figure) for figure in figures or []],
@@ -166,7 +173,8 @@ class _Trainer:
     def save(self) -> None:
         """Begin to write a checkpoint of this step."""
         state = checkpoint.Checkpoint(
-            weights=owned(self.model, self.stage.saved),
+            weights=owned(self.model, self.stage.saved)
+            | {name: value for o in self.optimizers.values() for name, value in o.averages.items()},
             optimizer={f"{p}/{k}": v for p, o in self.optimizers.items() for k, v in o.state().items()},
             record=self.record(complete=self.step == self.run.train.steps),
         )
@@ -183,17 +191,24 @@ class _Trainer:
         batches = self.stage.batches("train", self.position)
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
-        with _stop_requests() as stopped, self.writer:
+        with _stop_requests() as stopped, self.writer, collector.quiet() as quiet:
             while self.step < steps:
                 started = time.perf_counter()
                 self.train_step(batches)
                 self.seconds += time.perf_counter() - started
+                quiet.step_done()
                 if self.step % self.run.train.log_every == 0 or self.step == steps:
                     self._write_row()
+                    longest = self._row["longest_bad"]
+                    if self.faults.must_roll_back(
+                        longest=longest, step=self.step, limit=self.run.train.bad_steps
+                    ) and self._roll_back(longest):
+                        continue
                 if self.progress is not None:
                     self.progress(self.step, steps, self._row)
                 if self.step == steps or (save_every and self.step % save_every == 0):
                     self.save()
+                    quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
                     self.log.write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
                     self.stage.set_mode(self.model)
@@ -202,18 +217,46 @@ class _Trainer:
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
         figures = self.measure()
         write_plot(self.directory, f"{self.stage.name}: training loss")
-        checkpoint.write_json(self.directory / "run.json", self.record(complete=True, figures=figures))
+        record = self.record(complete=True, figures=figures)
+        checkpoint.write_json(self.directory / "run.json", record)
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
-            skipped=int(self.skipped.item()), directory=self.directory,
+            skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
         )  # fmt: skip
 
     @torch.no_grad()
     def measure(self) -> list[Figure]:
-        """Held-out figures on the validation split."""
+        """Held-out figures on the validation split, of the averaged weights where there are any."""
         self.model.eval()
         torch.manual_seed(step_seed(self.run.seed, 1))
-        return self.stage.evaluate(self.model, "validation")
+        with contextlib.ExitStack() as averaged:
+            for optimizer in self.optimizers.values():
+                averaged.enter_context(optimizer.averaged())
+            return self.stage.evaluate(self.model, "validation")
+
+    def _roll_back(self, longest: int) -> bool:
+        """Go back to the last checkpoint, but not to its data: what made `longest` steps fail is not repeated.
+
+        Before the first checkpoint the parameters stay: no step that was left out has changed them.
+        Returns whether the step went back. Raises DivergedError when that did not help MAX_ROLLBACKS times.
+        """
+        failed_at, position, faults = self.step, self.position, self.faults
+        what = f"stage {self.stage.name}: {longest} steps in a row were left out by step {failed_at}"
+        if faults.rollbacks >= MAX_ROLLBACKS:
+            raise DivergedError(
+                f"{what}, and {faults.rollbacks} returns to the last checkpoint with later data did not help; "
+                f"lower optim.lr, or look at the data before position {position}."
+            )
+        counted = faults.record()
+        self.writer.wait()
+        self._resume()
+        self.position = position
+        faults.rolled_back(step=failed_at, counted=counted)
+        _LOG.warning("%s; on from step %d with the data from position %d.", what, self.step, position)
+        self.log = RunLog(self.directory, after=self.step)
+        self.log.write({"step": self.step, "rolled_back_from": failed_at, "position": position})
+        self._start_row()
+        return self.step < failed_at
 
     def train_step(self, batches: Iterator[Any]) -> None:
         """One optimizer step of every phase. Nothing is read back from the device."""
@@ -227,7 +270,8 @@ class _Trainer:
                 totals[key] = totals.get(key, 0) + count
         buffers = [b for n, b in self.model.named_buffers() if n.split(".", 1)[0] in self.stage.saved]
         before = [b.clone() for b in buffers]
-        bad = torch.zeros((), device=self.device)
+        bad, spiked = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        terms: set[str] = set()
         seen: dict[str, torch.Tensor] = {}
         for number, (phase, optimizer) in enumerate(self.optimizers.items()):
             optimizer.zero_grad()
@@ -236,22 +280,32 @@ class _Trainer:
                 # Dropout and augmentation depend on (seed, step, phase, micro-batch): a resume needs no RNG state.
                 torch.manual_seed(step_seed(self.run.seed, 2, self.step, number, i))
                 sums = self.losses(self.model, to_device(batch, self.device), phase)
-                means = {k: v.float() / _at_least_one(totals[k]) for k, v in sums.items()}
+                _check_terms(sums, totals, self.stage)
+                terms |= sums.keys()
+                # At least float32; a test in float64 stays there.
+                means = {
+                    k: v.to(torch.promote_types(v.dtype, torch.float32)) / _at_least_one(totals[k])
+                    for k, v in sums.items()
+                }
                 loss = torch.stack([self.stage.weights[k] * v for k, v in means.items()]).sum()
                 loss.backward()
                 total = total + loss.detach()
                 for key, value in means.items():
                     seen[f"loss/{key}"] = seen.get(f"loss/{key}", 0) + value.detach()
-            norm, skipped = optimizer.step(total, lr)
-            bad = torch.maximum(bad, skipped)
-            seen["grad_norm"] = seen.get("grad_norm", 0) + norm
+            outcome = optimizer.step(total, lr)
+            bad, spiked = torch.maximum(bad, outcome.skipped), torch.maximum(spiked, outcome.spiked)
+            seen["grad_norm"] = seen.get("grad_norm", 0) + outcome.norm
+        if terms != totals.keys():
+            raise ValueError(
+                f"stage {self.stage.name}: losses without {sorted(totals.keys() - terms)} of counts."
+            )
         self.stage.after_step(self.model)
         # What a non-finite step gathered goes with its update: codebook statistics and logged means alike.
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(torch.where(bad > 0, old, buffer))
         for key, value in seen.items():
             self._sums[key] = self._sums.get(key, 0) + torch.where(bad > 0, torch.zeros_like(value), value)
-        self.skipped += bad
+        self.faults.add(bad, spiked)
         self._good = self._good + (1 - bad)
         self.step += 1
         self._lr = lr
@@ -261,6 +315,7 @@ class _Trainer:
 
     def _start_row(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
+        self.faults.new_row()
         self._good: torch.Tensor | float = 0.0
         self._used = self._room = 0
         self._lr = 0.0
@@ -269,19 +324,28 @@ class _Trainer:
     def _write_row(self) -> None:
         """Read the sums back once and append a row."""
         keys = list(self._sums)
-        *values, good, skipped = torch.stack(
-            [*(self._sums[k] for k in keys), torch.as_tensor(self._good), self.skipped]
+        *values, good, skipped, spikes, longest_bad = torch.stack(
+            [*(self._sums[k] for k in keys), torch.as_tensor(self._good), *self.faults.values()]
         ).tolist()
         self._row = {
             "step": self.step,
             **{k: v / good if good else None for k, v in zip(keys, values, strict=True)},
             "lr": self._lr,
             "skipped": int(skipped),
+            "spikes": int(spikes),
+            "longest_bad": int(longest_bad),
             "tokens_per_second": round(self._used / max(time.perf_counter() - self._since, 1e-9), 1),
             "fill_rate": round(self._used / max(self._room, 1), 4),
         }
         self.log.write(self._row)
         self._start_row()
+
+
+def _check_terms(sums: Mapping[str, Any], totals: Mapping[str, Any], stage: Stage) -> None:
+    """Raise ValueError for a loss term without a count or a weight: it would be left out of the sum unseen."""
+    for what, keys in (("counts", totals.keys()), ("weights", stage.weights.keys())):
+        if missing := sums.keys() - keys:
+            raise ValueError(f"stage {stage.name}: {what} without {sorted(missing)} of losses.")
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:

@@ -1,9 +1,9 @@
-"""Checkpoints written while training goes on: one at a time, in a thread, its errors told to the trainer."""
+"""Checkpoints written while training goes on: one at a time, by a thread, its errors told to the trainer."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
+from concurrent import futures
 from pathlib import Path
 
 import torch
@@ -18,8 +18,19 @@ class Writer:
     def __init__(self, stage_dir: Path, *, keep: int) -> None:
         """As `checkpoint.save` takes them."""
         self._stage_dir, self._keep = stage_dir, keep
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        # Its thread is joined when the process ends: a checkpoint that was begun is finished.
+        self._executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._write: futures.Future[Path] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait; an error that is on its way already is the one to be told."""
+        if kind is None:
+            self.wait()
+        elif self._write is not None:
+            futures.wait([self._write])
 
     def start(self, state: Checkpoint) -> None:
         """Copy the tensors to the host and write them behind the caller's back.
@@ -30,35 +41,13 @@ class Writer:
         copied = Checkpoint(
             weights=_copies(state.weights), optimizer=_copies(state.optimizer), record=state.record
         )
-        # Not a daemon: a process that ends finishes its last checkpoint.
-        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint writer")
-        self._thread.start()
+        self._write = self._executor.submit(checkpoint.save, self._stage_dir, copied, keep=self._keep)
 
     def wait(self) -> None:
         """Until the last write is on the disk. Raises what it raised: CheckpointError on a full disk."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait; an error that is on its way already is the one to be told."""
-        try:
-            self.wait()
-        except BaseException:
-            if kind is None:
-                raise
-
-    def _write(self, state: Checkpoint) -> None:
-        try:
-            checkpoint.save(self._stage_dir, state, keep=self._keep)
-        except BaseException as error:  # told to the trainer by `wait`
-            self._error = error
+        write, self._write = self._write, None
+        if write is not None:
+            write.result()
 
 
 def _copies(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,8 @@ from muomni.config import OptimConfig, RunConfig, TrainConfig
 from muomni.models.weights import CheckpointError
 from muomni.recipes import model
 from muomni.train.loop import Result, train
-from muomni.train.optim import Optimizer, learning_rate
+from muomni.train.optim import Optimizer
+from muomni.train.schedule import learning_rate
 from muomni.train.stage import Figure, Parts, StageBase, generator, parent_checkpoint
 
 
