@@ -82,6 +82,7 @@ void place_clip(const MelPlan& plan, const Sample* clip, int64_t n_samples, int6
                 Block& block) {
     const int64_t n_fft = plan.tables.view.n_fft, hop = plan.hop_length;
     const int64_t start = frame * hop - plan.lead(), length = (n - 1) * hop + n_fft, all = (LANES - 1) * hop + n_fft;
+    block.spaced = n_fft == 400 && hop == 160;
     const float* first = worker.samples.get();
     if constexpr (std::is_same_v<Sample, float>)
         if (start >= 0 && start + all <= n_samples) first = clip + start;
@@ -89,11 +90,10 @@ void place_clip(const MelPlan& plan, const Sample* clip, int64_t n_samples, int6
         // A mirrored clip ends half a frame behind its samples: no further than its own frames reach.
         copy_samples(plan, clip, n_samples, start, length, worker.samples.get());
         std::fill(worker.samples.get() + length, worker.samples.get() + all, 0.0f);
-    } else if (start + 2 * all <= n_samples) {
+    } else if (block.spaced && start + all + Block::FETCHED <= n_samples) {
         block.next = first + all;
     }
     for (int lane = 0; lane < LANES; ++lane) block.rows[lane] = first + lane * hop;
-    block.spaced = n_fft == 400 && hop == 160;
 }
 
 // The samples of the frames [begin, begin + n), of several clips; spare lanes repeat the first.
@@ -191,17 +191,22 @@ constexpr int64_t PARTS_PER_THREAD = 4;
 inline int64_t part_count(int n_threads, int64_t n_frames, int64_t most, int64_t per_thread = PARTS_PER_THREAD) {
     constexpr int64_t LEAST_FRAMES = 128;
     if (n_threads == 1) return 1;
-    return std::max<int64_t>(1, std::min({per_thread * n_threads, n_frames / LEAST_FRAMES, most}));
+    const int64_t n_running = std::min<int64_t>(n_threads, processors());
+    return std::max<int64_t>(1, std::min({per_thread * n_running, n_frames / LEAST_FRAMES, most}));
+}
+
+// The calling thread's workers, n at least. Fresh pages cost a short clip as much as its transform: they are kept.
+inline std::vector<Worker>& kept_workers(int64_t n) {
+    thread_local std::vector<Worker> workers;
+    if (static_cast<int64_t>(workers.size()) < n) workers.resize(static_cast<size_t>(n));
+    return workers;
 }
 
 // work(worker, its index) for n workers, a part each, shared among threads. Returns the clip of the first frame that is not finite,
 // else -1.
 template <typename Work>
 int64_t run_workers(int64_t n, int n_threads, const MelPlan& plan, const Ragged& ragged, Work work) {
-    // Fresh pages cost a short clip as much as its transform: each calling thread keeps its workers.
-    thread_local std::vector<Worker> workers;
-    if (static_cast<int64_t>(workers.size()) < n) workers.resize(static_cast<size_t>(n));
-    std::vector<Worker>& own = workers;  // the caller's, whichever thread works
+    std::vector<Worker>& own = kept_workers(n);  // the caller's, whichever thread works
     for (int64_t w = 0; w < n; ++w) own[static_cast<size_t>(w)].prepare(plan.tables);
     share(n, n_threads, [&](int64_t w) {
         work(own[static_cast<size_t>(w)], w);

@@ -72,7 +72,7 @@ int64_t log_mel(const MelPlan& plan, const Sample* waveform, const Ragged& ragge
     const int64_t total = ragged.cu_frames[ragged.n_clips], n_mels = plan.tables.view.n_mels;
     const int64_t blocks = (total + LANES - 1) / LANES, n_workers = part_count(n_threads, total, blocks);
     if (plan.log == Log::whisper)
-        return n_workers == 1 || ragged.n_clips >= 2 * n_workers
+        return n_workers == 1 || longest_clip(ragged) * n_workers <= total
                    ? whisper_clips(plan, waveform, ragged, n_workers, n_threads, out)
                    : whisper_frames(plan, waveform, ragged, n_workers, n_threads, out);
     const bool stream = streams(out, n_mels, total);

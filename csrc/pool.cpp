@@ -18,8 +18,6 @@
 
 namespace muomni {
 
-namespace {
-
 int64_t processors() {
 #if defined(__linux__)
     cpu_set_t allowed;
@@ -27,6 +25,8 @@ int64_t processors() {
 #endif
     return std::max<int64_t>(1, std::thread::hardware_concurrency());
 }
+
+namespace {
 
 class Pool {
 public:

@@ -12,4 +12,7 @@ namespace muomni {
 // pool of its own. work must not throw.
 void share(int64_t n_parts, int64_t n_threads, const std::function<void(int64_t)>& work);
 
+// How many processors this process may use.
+int64_t processors();
+
 }  // namespace muomni

@@ -16,15 +16,17 @@ SimdLevel level();
 }
 
 const std::vector<SimdLevel>& simd_levels() {
-    static const std::vector<SimdLevel> levels = [] {
-        std::vector<SimdLevel> found;
+    // Never destroyed: a thread may be inside a call when the process ends.
+    static const std::vector<SimdLevel>& levels = *[] {
+        auto* levels_found = new std::vector<SimdLevel>;
+        std::vector<SimdLevel>& found = *levels_found;
 #if defined(MUOMNI_X86_LEVELS)
         __builtin_cpu_init();
         if (__builtin_cpu_supports("avx512f")) found.push_back(avx512::level());
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(avx2::level());
 #endif
         found.push_back(base::level());
-        return found;
+        return levels_found;
     }();
     return levels;
 }

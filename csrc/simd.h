@@ -20,7 +20,8 @@ struct Block {
     const float* rows[LANES];  // n_fft samples each
     float* out_rows[LANES];    // n_mels each
     float* largest;            // (LANES,) of each frame's values, or null
-    const float* next;         // 2,560 samples to fetch for the block after this one, or null
+    static constexpr int FETCHED = 2560;
+    const float* next;         // FETCHED samples for the block after this one, or null
     bool spaced;               // rows lie 160 samples apart, and n_fft is 400
     bool stream;               // out_rows are whole cache lines that nobody reads soon
 };

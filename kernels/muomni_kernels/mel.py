@@ -16,6 +16,8 @@ from muomni_kernels.mel_reference import MelSpec, mel_filterbank, mel_frames
 
 __all__ = ["log_mel", "mel_filterbank", "mel_frames"]
 
+LINE = 64
+"""Bytes of a cache line: what lies on one may be written past the cache."""
 PAGED = 32 * 2**20
 """Bytes above which malloc takes fresh pages of the system for every call."""
 
@@ -96,6 +98,11 @@ def clips(
     return cu, frames * n_clips
 
 
+def frames_each(wave: torch.Tensor, spec: MelSpec) -> int:
+    """Frames of every clip of a batch (B, n_samples), also of none."""
+    return mel_frames(wave.shape[-1], hop_length=spec.hop_length, padding=spec.padding)
+
+
 def log_mel(
     waveform: np.ndarray | torch.Tensor,
     *,
@@ -145,7 +152,7 @@ def log_mel(
         return log_mel_node(*compiled_arguments(wave, cu_samples, spec, n_threads, out))
     check_spec(spec)
     cu, n_frames = clips(wave, cu_samples, spec)
-    shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), sum(n_frames[:1]), n_mels)
+    shape = (sum(n_frames), n_mels) if wave.ndim == 1 else (len(wave), frames_each(wave, spec), n_mels)
     out = check_out(out, shape, torch.float32, wave)
     if wave.ndim == 2:
         wave, out = wave.reshape(-1), out.view(-1, n_mels)
@@ -216,8 +223,10 @@ def check_out(
     if out is None:
         if wave.device.type == "cpu" and math.prod(shape) * dtype.itemsize > PAGED:
             # NumPy asks for huge pages: of small ones, each is a fault that costs more than its frames.
-            bits = np.empty(shape, np.float32 if dtype == torch.float32 else np.int16)
-            return torch.from_numpy(bits).view(dtype)
+            n_bytes = math.prod(shape) * dtype.itemsize
+            memory = np.empty(n_bytes + LINE, np.uint8)
+            first = -memory.ctypes.data % LINE
+            return torch.from_numpy(memory[first : first + n_bytes]).view(dtype).view(shape)
         return torch.empty(shape, dtype=dtype, device=wave.device)
     if tuple(out.shape) != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(

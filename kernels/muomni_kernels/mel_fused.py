@@ -65,7 +65,11 @@ def log_mel_downsample(
     n_rows = [-(-n // factor) for n in n_frames]
     columns = n_mels * (factor if mode == "stack" else 1)
     total = sum(n_rows)
-    shape = (total, columns) if wave.ndim == 1 else (len(wave), sum(n_rows[:1]), columns)
+    shape = (
+        (total, columns)
+        if wave.ndim == 1
+        else (len(wave), -(-mel.frames_each(wave, spec) // factor), columns)
+    )
     out = mel.check_out(out, shape, dtype, wave)
     if wave.ndim == 2:
         wave, out = wave.reshape(-1), out.view(total, columns)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from muomni_kernels.mel import log_mel
+from muomni_kernels.mel import as_waveform, log_mel
 
 
 class StreamingLogMel:
@@ -48,9 +48,12 @@ class StreamingLogMel:
         """
         if self._finished:
             raise ValueError("chunk: this stream is finished; reset it to start another.")
-        samples = torch.as_tensor(chunk)
+        samples = as_waveform(chunk, None).detach()
         if samples.ndim != 1:
             raise ValueError(f"chunk: expected (n_samples,), got {tuple(samples.shape)}.")
+        # Kept, it would spoil every frame to come.
+        if samples.is_floating_point() and not bool(samples.isfinite().all()):
+            raise ValueError("chunk: holds a sample that is not finite; leave it out or push zeros instead.")
         if self._pending is not None:
             if samples.dtype != self._pending.dtype:
                 raise ValueError(f"chunk: expected {self._pending.dtype} as before, got {samples.dtype}.")

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from muomni_kernels import (
     cpp,
     log_mel,
+    log_mel_downsample,
     mel_downsample,
     mel_filterbank,
     mel_reference,
     registry,
     use_backend,
 )
+from muomni_kernels.mel import PAGED
 from muomni_kernels.mel_reference import MelSpec
 
 native = cpp.extension()
@@ -185,7 +187,7 @@ def test_zero_clips_and_zero_rows_are_empty() -> None:
         with use_backend(None, backend):
             assert log_mel(torch.zeros(0), cu_samples=torch.tensor([0])).shape == (0, 128)
             assert log_mel(torch.zeros(0)).shape == (0, 128)
-            assert log_mel(torch.zeros(0, 400)).shape == (0, 0, 128)
+            assert log_mel(torch.zeros(0, 400)).shape == (0, 3, 128)
             assert mel_downsample(torch.zeros(0, 5), cu_frames=torch.tensor([0])).shape == (0, 40)
 
 
@@ -314,3 +316,20 @@ def test_tables_and_downsample_refuse_wrong_shapes() -> None:
             native.downsample(*bad)
     with pytest.raises(ValueError, match="shape of d_frames"):
         native.downsample_backward(np.zeros((2, 3), np.float32), frames[:8], cu, out_cu, 8, "max", frames)
+
+
+def test_large_results_begin_on_a_cache_line_and_hold_the_same() -> None:
+    clip = noise(16_000 * 30)
+    alone = log_mel(clip)
+    n = PAGED // alone.nbytes + 1
+    for dtype, factor in ((torch.float32, 1), (torch.bfloat16, 2)):
+        found = log_mel_downsample(clip.repeat(n * factor, 1), dtype=dtype)
+        assert found.nbytes > PAGED
+        assert found.data_ptr() % 64 == 0
+        expected = mel_downsample(alone).to(dtype)
+        assert all(torch.equal(rows, expected) for rows in found)
+
+
+def test_a_batch_of_no_clips_keeps_its_frames() -> None:
+    assert log_mel(torch.zeros(0, 1_600)).shape == (0, 10, 128)
+    assert log_mel_downsample(torch.zeros(0, 1_600), mode="mean").shape == (0, 2, 128)

@@ -84,3 +84,21 @@ def test_what_a_stream_cannot_do_is_one_line() -> None:
     stream.finish()
     with pytest.raises(ValueError, match="is finished"):
         stream.push(torch.zeros(5))
+
+
+def test_a_sample_that_is_not_finite_is_refused_and_not_kept() -> None:
+    wave = noise(1_000, 0)
+    stream = StreamingLogMel()
+    first = stream.push(wave[:500])
+    with pytest.raises(ValueError, match="not finite"):
+        stream.push(torch.tensor([0.0, float("nan")]))
+    rest = stream.push(wave[500:])
+    assert torch.equal(torch.cat([first, rest, stream.finish()]), log_mel(wave))
+
+
+def test_chunks_of_received_bytes_and_chunks_with_a_gradient_are_taken() -> None:
+    samples = (noise(800, 0) * 8_000).short()
+    received = np.frombuffer(samples.numpy().tobytes(), np.int16)
+    assert torch.equal(StreamingLogMel().push(received), log_mel(samples))
+    tracked = StreamingLogMel()
+    assert not tracked.push(noise(800, 0).requires_grad_()).requires_grad
