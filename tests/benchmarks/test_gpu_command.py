@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,19 +39,20 @@ def test_without_a_device_it_says_so_in_one_line() -> None:
 
 def test_on_a_cpu_everything_but_cuda_graphs_runs(tmp_path: Path) -> None:
     out = tmp_path / "results"
-    done = _command("--device", "cpu", "--out", str(out), "--only", "swiglu,attention_decode,train")
+    done = _command("--device", "cpu", "--out", str(out), "--only", "swiglu,attention_decode,train,stages")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert done.stdout.startswith(gpu.SMOKE)
     summary = (out / "summary.md").read_text()
     assert done.stdout.rstrip().endswith(summary.rstrip()), "the summary comes last"
     assert gpu.SMOKE in summary and "kernels: 2 cases timed" in summary
     rows = json.loads((out / "rows.json").read_text())
-    assert {row["op"] for row in rows} == {"swiglu", "attention_decode", "train_step", "loss_pair"}
+    assert {row["op"] for row in rows} == {"swiglu", "attention_decode", "train_step", "loss_pair", "train"}
     for row in rows:
         assert {"device", "torch", "triton", "commit", "command", "date"} <= row.keys()
         assert row["command"].startswith("python -m benchmarks.gpu --device cpu")
     pair = next(row for row in rows if row["op"] == "loss_pair")
     assert pair["status"] == "ok" and pair["largest_difference"] < 1e-4
+    assert "## Stages" in summary and re.search(r"stages: \d+ steps of ours timed", summary)
     assert {path.name for path in (out / "plots").iterdir()} == {"swiglu.svg", "attention_decode.svg"}
 
 
@@ -110,7 +112,8 @@ def test_every_op_is_compiled_by_one_worker() -> None:
 def test_budgets_fit_the_promise() -> None:
     assert gpu.FULL["total"] <= 9 * 60 - 10 and gpu.QUICK["total"] <= 3 * 60 - 5
     for budget in (gpu.FULL, gpu.QUICK):
-        assert budget["build"] + budget["tests"] + budget["train"] < budget["total"]
+        parts = (budget[name] for name in ("build", "tests", "train", "stages"))
+        assert sum(parts) < 0.8 * budget["total"], "the kernels get the rest"
 
 
 def test_earlier_results_are_set_aside(tmp_path: Path) -> None:
@@ -149,6 +152,16 @@ def test_a_wrong_kernel_of_ours_fails_the_command(tmp_path: Path) -> None:
     run.more = [{**wrong, "contender": "triton"}]
     found = gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
     assert found.startswith("FAILED, 1 of our own, the first rope 8x4 triton: wrong: output 0")
+
+
+def test_a_step_of_ours_that_is_wrong_fails_the_command(tmp_path: Path) -> None:
+    run = Recorder(tmp_path, tmp_path, "cuda")
+    step = {"op": "train", "variant": "tiny text", "status": "wrong: first loss 1"}
+    run.more = [{**step, "contender": "plain eager, bf16"}]
+    assert gpu.stages(run, quick=True, limit=9.0, command="c") == "0 steps of ours timed, 1 s"
+    run.more = [{**step, "contender": "ours, bf16"}]
+    found = gpu.stages(run, quick=True, limit=9.0, command="c")
+    assert found.startswith("FAILED, tiny text, ours, bf16: wrong: first loss 1")
 
 
 def test_a_folder_that_holds_something_else_is_not_moved(tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""The floor of a training step: matrix products counted, bytes that must move, and how fast this device does both.
+
+Products are those of the model, not of an implementation: of each linear layer forward, for its input and for its
+weight, of the head, and of the pairs of positions that attention must look at, without what a causal mask hides. Bytes
+are what the steps between the products move at least, and the optimizer; products move none. So the floor is a little
+too low, but on a CPU, whose caches may hold what a small batch moves, a little too high.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import harness
+from muomni.config import RunConfig
+from muomni.nn import attention as attention_module
+from muomni.nn.attention import Attention
+from muomni.nn.block import Block
+from muomni.nn.moe import FeedForward
+from muomni.nn.norm import RMSNorm
+from muomni.train import plan
+from muomni.train.stages import stage as make_stage
+
+OPTIMIZER_BYTES = 32
+"""A trained number: its gradient read for the norm; AdamW reads weight, gradient and two moments and writes three."""
+SIZES = {"cuda": (8_192, 2**30), "cpu": (1_024, 2**28)}
+"""Rows and columns of the product, bytes of the copy (read and written together), by device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What this device reaches."""
+
+    flops: float
+    """Floating-point operations a second of a large product."""
+    bandwidth: float
+    """Bytes a second, read and written, of a large copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a step of one batch cannot do without."""
+
+    flops: float
+    """Of matrix products, attention's among them."""
+    numbers: float
+    """Activations moved between products."""
+    trained: int
+    """Parameters that are updated."""
+
+    def bytes(self, *, half: bool) -> float:
+        """Least bytes; half: activations of two bytes."""
+        return self.numbers * (2 if half else 4) + self.trained * OPTIMIZER_BYTES
+
+    def seconds(self, yardstick: Yardstick, *, half: bool) -> float:
+        """The floor."""
+        return self.flops / yardstick.flops + self.bytes(half=half) / yardstick.bandwidth
+
+    def scaled(self, factor: float) -> Work:
+        """Of a batch so many times as large."""
+        return Work(flops=self.flops * factor, numbers=self.numbers * factor, trained=self.trained)
+
+
+def yardstick(device: torch.device, *, half: bool, seconds: float = 1.0) -> Yardstick:
+    """The best of several products at a precision and of several copies."""
+    size, n_bytes = SIZES[device.type]
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    b, out = a.clone(), torch.empty_like(a)
+    source = torch.ones(n_bytes // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = _best(lambda: torch.mm(a, b, out=out), device, seconds)
+    copy = _best(lambda: target.copy_(source), device, seconds)
+    return Yardstick(flops=2 * size**3 / product, bandwidth=n_bytes / copy)
+
+
+def _best(call: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest of at least four calls, on a CPU of its own time: others use it too."""
+    clock, threads = (
+        (time.perf_counter, 1) if device.type == "cuda" else (time.process_time, torch.get_num_threads())
+    )
+    call()
+    best, began, n = float("inf"), time.perf_counter(), 0
+    while n < 4 or time.perf_counter() - began < seconds:
+        harness.synchronize(device)
+        start = clock()
+        call()
+        harness.synchronize(device)
+        best, n = min(best, (clock() - start) / threads), n + 1
+    return best
+
+
+def count(run: RunConfig, batch: Any = None) -> Work:
+    """The work of a step, counted in one forward and backward on the CPU.
+
+    batch: of the stage, on the CPU; None for the stage's full batch, counted on its smallest unit and scaled.
+    """
+    n = run.train.batch_items if run.stage == "vision" else run.train.batch_tokens
+    if batch is None:
+        unit = plan.unit_of(run)
+        small = plan.scaled(run, unit)
+        return count(small, plan._batch(make_stage(small), small)).scaled(n / unit)
+    stage, model = make_stage(run), plan._model(run)
+    stage.set_mode(model)
+    found = _Counts()
+    mapping = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _in_place)
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    with counter, _watched(model, found):
+        sums = stage.losses(model, batch, stage.phases[0])
+        torch.stack([value.float() for value in sums.values()]).sum().backward()
+    trained = sum(p.numel() for p in stage.parameters(model, stage.phases[0]).values())
+    return Work(flops=counter.get_total_flops() + found.attention, numbers=found.numbers, trained=trained)
+
+
+def figures(
+    times: Sequence[tuple[float, float]], *, positions: int, fill: float | None, work: Work, yard: Yardstick,
+    half: bool, own_time: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """A row's numbers from (wall, CPU) microseconds a step.
+
+    fill: share of the positions that is no padding, None where unknown. Speeds are those of the median. own_time: MFU
+    and floor take CPU time over threads, what a step would take alone on a CPU that others use too.
+    """
+    walls, cpus = [t[0] for t in times], [t[1] for t in times]
+    wall, cpu = median(walls), median(cpus)
+    alone, quickest = wall, min(walls)
+    if own_time:
+        alone, quickest = cpu / torch.get_num_threads(), min(cpus) / torch.get_num_threads()
+    floor = work.seconds(yard, half=half) * 1e6
+    return {
+        **harness.percentiles(walls), "min": round(min(walls), 4), "cpu_p50": cpu, "cpu_min": min(cpus),
+        "n_rounds": len(times),
+        "tokens_per_s": positions / wall * 1e6, "tokens_per_cpu_s": positions / cpu * 1e6, "fill": fill,
+        "useful_per_s": None if fill is None else positions * fill / wall * 1e6,
+        "useful_per_cpu_s": None if fill is None else positions * fill / cpu * 1e6,
+        "flops": work.flops, "bytes": work.bytes(half=half), "yard_tflops": yard.flops / 1e12,
+        "yard_gb_per_s": yard.bandwidth / 1e9, "mfu": work.flops / (alone / 1e6) / yard.flops,
+        "floor": floor, "over_floor": alone / floor, "over_floor_min": quickest / floor,
+    }  # fmt: skip
+
+
+@dataclass
+class _Counts:
+    attention: float = 0.0
+    numbers: float = 0.0
+
+
+def _in_place(total: Any, a: Any, b: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Operations of a product that is added to what is there, from shapes."""
+    *batch, rows, inner = a
+    return 2 * rows * inner * b[-1] * (batch[0] if batch else 1)
+
+
+@contextmanager
+def _watched(model: nn.Module, counts: _Counts) -> Iterator[None]:
+    """Attention is counted instead of computed, and layers add the numbers they move."""
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, cu_seqlens: torch.Tensor, causal: bool, **_: Any
+    ) -> torch.Tensor:
+        lengths = cu_seqlens.diff().double()
+        pairs = float((lengths * (lengths + 1) / 2 if causal else lengths.square()).sum())
+        forward = 4 * q.shape[1] * q.shape[2] * pairs
+        # Of q, k and v the gradient needs two products for each of the forward's.
+        counts.attention += forward * (3 if q.requires_grad else 1)
+        counts.numbers += (2 if not q.requires_grad else 6) * (q.numel() + k.numel())
+        return q + 0 * (k.sum() + v.sum())
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(attention_module, "attention", attend))
+        for module in model.modules():
+            numbers = _numbers(module)
+            if numbers is not None:
+                handle = module.register_forward_hook(_adder(counts, *numbers))
+                stack.callback(handle.remove)
+        yield
+
+
+def _numbers(module: nn.Module) -> tuple[int, int] | None:
+    """Numbers moved for one row by what a layer does between products, forward and backward; None for no such layer."""
+    if isinstance(module, Block):
+        # Norms joined with additions.
+        width, n_norms = module.ff_norm.weight.numel(), 2 if module.conv is None else 3
+        taps = (2 * width, 3 * width) if module.conv is not None else (0, 0)
+        return 4 * width * n_norms + taps[0], 4 * width * n_norms + taps[1]
+    if isinstance(module, Attention):
+        packed = module.qkv.out_features
+        return 2 * packed, 3 * packed
+    if isinstance(module, FeedForward):
+        return 3 * module.down.in_features, 5 * module.down.in_features
+    if isinstance(module, RMSNorm):
+        width = module.weight.numel()
+        return 2 * width, 3 * width
+    return None
+
+
+def _adder(counts: _Counts, forward: int, backward: int) -> Callable[..., None]:
+    def add(module: nn.Module, arguments: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        rows = first.numel() // first.shape[-1]
+        counts.numbers += rows * (forward + (backward if first.requires_grad else 0))
+
+    return add
