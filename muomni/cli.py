@@ -121,7 +121,8 @@ def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", setti
 
     config = override(recipe(size, stage), list(settings))
     usable = planner.parse_memory(memory)
-    for line in planner.table(planner.plan(config), config, usable):
+    chosen, found = planner.choose(config, usable)
+    for line in planner.table(found, chosen, usable):
         print(line)
 
 
