@@ -17,7 +17,7 @@ def identity() -> dict[str, Any]:
 def is_alive(who: Mapping[str, Any]) -> bool | None:
     """Whether the process of an `identity` still runs; None for one of another host, or none at all."""
     pid = who.get("pid")
-    if not isinstance(pid, int) or pid < 1 or who.get("host") != socket.gethostname():
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31 or who.get("host") != socket.gethostname():
         return None
     try:
         os.kill(pid, 0)
@@ -27,7 +27,7 @@ def is_alive(who: Mapping[str, Any]) -> bool | None:
         pass  # It is there, and another user's.
     state, since = _stat(pid)
     # A zombie has ended; nobody has asked for its exit status yet.
-    return state not in ("Z", "X") and who.get("since") in (None, since)
+    return state not in ("Z", "X") and (since is None or who.get("since") in (None, since))
 
 
 def _stat(pid: int) -> tuple[str | None, int | None]:
