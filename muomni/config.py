@@ -364,6 +364,10 @@ class TrainConfig:
     """Newest checkpoints kept."""
     augment: bool = True
     """Augment pictures and clips."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the losses' arithmetic; auto: bf16 on CUDA. Weights, gradients and moments are float32 always."""
+    workers: int = -1
+    """Background processes that make batches; -1: 2 on CUDA, none on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Losses and their gradients through torch.compile; auto: on CUDA only."""
     bad_steps: int = 5
@@ -372,7 +376,7 @@ class TrainConfig:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
-    "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf),
+    "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),
 }  # fmt: skip
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,22 +18,38 @@ HOST = MappingProxyType({"host": True})
 """Metadata of a batch's field that no device computation reads: a tensor stays on the CPU, what is no tensor may
 differ between batches of one shape and is left out of a compiled function's arguments."""
 
-Batch = TypeVar("Batch")
+Some = TypeVar("Some")
 
 
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
+class Batch:
+    """What batches share; each is a frozen dataclass of tensors."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device."""
+        return to_device(self, device)
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from which a copy to a GPU does not wait; what is HOST as it was."""
+        return _changed(self, lambda value: value.pin_memory())
+
+
+def to_device(batch: Some, device: torch.device | str) -> Some:
     """A batch (a frozen dataclass) with its tensors on a device, those marked HOST left where they are."""
+    return _changed(batch, lambda value: value.to(device, non_blocking=True))
+
+
+def _changed(batch: Some, change: Callable[[torch.Tensor], torch.Tensor]) -> Some:
     if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
         return batch
-    moved: dict[str, Any] = {
-        f.name: value.to(device, non_blocking=True)
+    changed: dict[str, Any] = {
+        f.name: change(value)
         for f in dataclasses.fields(batch)
         if "host" not in f.metadata and isinstance(value := getattr(batch, f.name), torch.Tensor)
     }
-    return dataclasses.replace(batch, **moved)
+    return dataclasses.replace(batch, **changed)
 
 
-def traced(batch: Batch) -> Batch:
+def traced(batch: Some) -> Some:
     """The batch with None for what is marked HOST and no tensor: all that is left is alike in every batch."""
     if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
         return batch
@@ -56,7 +72,7 @@ class Media:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedBatch:
+class PackedBatch(Batch):
     """One row of whole documents, with its media in fixed buffers. T is the number of positions."""
 
     input_ids: torch.Tensor
@@ -88,10 +104,6 @@ class PackedBatch:
     def fill_rate(self) -> float:
         """Share of the positions that is not padding."""
         return self.n_tokens / len(self.input_ids)
-
-    def to(self, device: torch.device | str) -> PackedBatch:
-        """The same batch on a device."""
-        return to_device(self, device)
 
 
 def cumulative(lengths: Sequence[int], *, n_max: int, total: int, longest: int) -> torch.Tensor:
@@ -226,22 +238,21 @@ class Order:
         n_items: int,
         seed: int = 0,
         shuffle: bool = True,
-        padded: bool = False,
     ) -> None:
         """Describe the items.
 
         lengths: what each item takes of each resource (tokens, or tokens, images and audio frames).
         capacity: what a batch holds of each.
-        padded: a batch costs its number of items times its longest one, so similar lengths go together.
         Raises ValueError for no items or an item that fits no batch.
         """
         self.lengths = np.asarray(lengths, dtype=np.int64).reshape(len(lengths), -1)
         self.capacity = np.asarray(capacity, dtype=np.int64).reshape(-1)
-        self.n_items, self.seed, self.shuffle, self.padded = n_items, seed, shuffle, padded
+        self.n_items, self.seed, self.shuffle = n_items, seed, shuffle
         if not len(lengths) or (self.lengths > self.capacity).any():
             longest = self.lengths.max(axis=0).tolist() if len(lengths) else "no items"
             raise ValueError(f"lengths: expected items of at most {self.capacity.tolist()}, got {longest}.")
         self._plans: dict[int, list[list[int]]] = {}
+        self._n_batches: dict[int, int] = {}
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """All batches of an epoch, every item exactly once."""
@@ -249,33 +260,41 @@ class Order:
             n = len(self.lengths)
             order = permutation(n, seed=self.seed, epoch=epoch) if self.shuffle else np.arange(n)
             # Only the last plan is kept: plans are cheap to make again.
-            rows = self._group(order) if self.padded else self._pack(order.tolist())
-            if self.padded and self.shuffle:
-                rows = [rows[i] for i in permutation(len(rows), seed=self.seed + 1, epoch=epoch)]
-            self._plans = {epoch: rows}
+            self._plans = {epoch: self._pack(order.tolist())}
         return self._plans[epoch]
 
-    def iterate(self, position: int = 0) -> Iterator[list[int]]:
-        """Endless batches from number `position` on."""
+    def at(self, position: int) -> list[int]:
+        """Batch number `position` of the endless row of epochs."""
         epoch = 0
-        while position >= len(self.epoch(epoch)):
-            position -= len(self.epoch(epoch))
+        while position >= (n_batches := self._length(epoch)):
+            position -= n_batches
             epoch += 1
-        while True:
-            yield from self.epoch(epoch)[position:]
-            epoch, position = epoch + 1, 0
+        return self.epoch(epoch)[position]
 
-    def _group(self, order: np.ndarray) -> list[list[int]]:
-        """Neighbours in length, equal lengths in the order given."""
-        rows: list[list[int]] = [[]]
-        for item in order[np.argsort(self.lengths[order, 0], kind="stable")].tolist():
-            if (
-                len(rows[-1]) == self.n_items
-                or (len(rows[-1]) + 1) * self.lengths[item, 0] > self.capacity[0]
-            ):
-                rows.append([])
-            rows[-1].append(item)
-        return [row for row in rows if row]
+    def room(self, parts: int = 1) -> tuple[list[int], int]:
+        """What a piece of a batch holds of each resource, and how many items: enough for `pieces` of any batch."""
+        if parts == 1:
+            return self.capacity.tolist(), self.n_items
+        longest = self.lengths.max(axis=0)
+        return np.minimum(self.capacity, self.capacity // parts + longest).tolist(), -(-self.n_items // parts)
+
+    def pieces(self, row: Sequence[int], parts: int = 1) -> list[list[int]]:
+        """A batch cut into pieces that each fit `room(parts)`, its items in order."""
+        capacity, n_items = self.room(parts)
+        pieces: list[list[int]] = [[]]
+        used = np.zeros_like(self.capacity)
+        for item in row:
+            used = used + self.lengths[item]
+            if len(pieces[-1]) == n_items or (used > capacity).any():
+                pieces.append([])
+                used = self.lengths[item]
+            pieces[-1].append(item)
+        return pieces
+
+    def _length(self, epoch: int) -> int:
+        if epoch not in self._n_batches:
+            self._n_batches[epoch] = len(self.epoch(epoch))
+        return self._n_batches[epoch]
 
     def _pack(self, order: list[int]) -> list[list[int]]:
         done: list[list[int]] = []

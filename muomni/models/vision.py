@@ -90,7 +90,9 @@ class TextTower(nn.Module):
         states = self.stack(x, cos, sin, cu_seqlens, max_seqlen)
         n_docs = len(cu_seqlens) - 1
         # Rows after the last document fall into one more sum, which is dropped.
-        sums = x.new_zeros(n_docs + 1, x.shape[1]).index_add(0, segment_ids(cu_seqlens, len(ids)), states)
+        sums = x.new_zeros(n_docs + 1, x.shape[1]).index_add(
+            0, segment_ids(cu_seqlens, len(ids)), states.to(x.dtype)
+        )
         lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).clamp(min=1).to(x.dtype)
         return self.out(sums[:n_docs] / lengths[:, None])
 

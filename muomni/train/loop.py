@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,15 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data.batch import to_device
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector, samples, trackers
-from muomni.train.compiled import loss_function
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
+from muomni.train.feed import Feed, died, n_workers
 from muomni.train.meter import Meter
 from muomni.train.metrics import RunLog, write_plots
-from muomni.train.optim import Optimizer
-from muomni.train.schedule import learning_rate
 from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
 from muomni.train.status import Attended
+from muomni.train.step import Step
 from muomni.train.writer import Writer
 
 _LOG = logging.getLogger(__name__)
@@ -135,15 +133,14 @@ class _Trainer:
         self.stage, self.run, self.model, self.directory = stage, run, model, directory
         self.parents, self.progress, self.track = parents, progress, track
         self.device = next(model.parameters()).device
-        self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
-        self.losses = loss_function(stage, run.train.compile, device=self.device)
+        self.take = Step(stage, run, model)
         self.step = 0
         self.position = 0
         self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
         self.told: Sequence[trackers.Tracker] = ()
-        self.meter = Meter(stage, model)
+        self.meter = Meter(stage, model, half=self.take.half)
         self.writer = Writer(directory, keep=run.train.keep)
         self._row: dict[str, Any] = {}
         self._start_row()
@@ -153,7 +150,7 @@ class _Trainer:
         if saved is None:
             return
         load_owned(self.model, saved.weights, saved=self.stage.saved, where=self.directory)
-        for phase, optimizer in self.optimizers.items():
+        for phase, optimizer in self.take.optimizers.items():
             prefix = f"{phase}/"
             optimizer.load(
                 {k.removeprefix(prefix): v for k, v in saved.optimizer.items() if k.startswith(prefix)}
@@ -180,8 +177,8 @@ class _Trainer:
         """Begin to write a checkpoint of this step."""
         state = checkpoint.Checkpoint(
             weights=owned(self.model, self.stage.saved)
-            | {name: value for o in self.optimizers.values() for name, value in o.averages.items()},
-            optimizer={f"{p}/{k}": v for p, o in self.optimizers.items() for k, v in o.state().items()},
+            | {name: value for o in self.take.optimizers.values() for name, value in o.averages.items()},
+            optimizer={f"{p}/{k}": v for p, o in self.take.optimizers.items() for k, v in o.state().items()},
             record=self.record(complete=self.step == self.run.train.steps),
         )
         self.writer.start(state)
@@ -200,13 +197,12 @@ class _Trainer:
             self.run.train.save_every,
             self.run.train.eval_every,
         )
-        batches = self.stage.batches("train", self.position)
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
-        with _stop_requests() as stopped, self.writer, collector.quiet() as quiet:
+        with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
             while self.step < steps:
                 started = time.perf_counter()
-                self.train_step(batches)
+                self.train_step(feeding())
                 self.seconds += time.perf_counter() - started
                 quiet.step_done()
                 if self.step % self.run.train.log_every == 0 or self.step == steps:
@@ -248,7 +244,7 @@ class _Trainer:
         self.model.eval()
         torch.manual_seed(step_seed(self.run.seed, 1))
         with contextlib.ExitStack() as averaged:
-            for optimizer in self.optimizers.values():
+            for optimizer in self.take.optimizers.values():
                 averaged.enter_context(optimizer.averaged())
             figures = self.stage.evaluate(self.model, "validation")
             shown = samples.write(self.stage, self.model, self.directory, step=self.step)
@@ -278,58 +274,56 @@ class _Trainer:
         self._start_row()
         return self.step < failed_at
 
-    def train_step(self, batches: Iterator[Any]) -> None:
-        """One optimizer step of every phase. Nothing is read back from the device."""
-        micro = [next(batches) for _ in range(self.run.train.micro_batches)]
-        self.position += len(micro)
-        lr = learning_rate(self.run.optim, step=self.step, steps=self.run.train.steps)
-        # Counts of all micro-batches first: the gradient is that of one division by the step's total.
-        totals: dict[str, torch.Tensor | int] = {}
-        for batch in micro:
-            for key, count in self.stage.counts(batch).items():
-                totals[key] = totals.get(key, 0) + count
-        buffers = [b for n, b in self.model.named_buffers() if n.split(".", 1)[0] in self.stage.saved]
-        before = [b.clone() for b in buffers]
-        bad, spiked = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        terms: set[str] = set()
-        seen: dict[str, torch.Tensor] = {}
-        for number, (phase, optimizer) in enumerate(self.optimizers.items()):
-            optimizer.zero_grad()
-            total = torch.zeros((), device=self.device)
-            for i, batch in enumerate(micro):
-                # Dropout and augmentation depend on (seed, step, phase, micro-batch): a resume needs no RNG state.
-                torch.manual_seed(step_seed(self.run.seed, 2, self.step, number, i))
-                sums = self.losses(self.model, to_device(batch, self.device), phase)
-                _check_terms(sums, totals, self.stage)
-                terms |= sums.keys()
-                # At least float32; a test in float64 stays there.
-                means = {
-                    k: v.to(torch.promote_types(v.dtype, torch.float32)) / _at_least_one(totals[k])
-                    for k, v in sums.items()
-                }
-                loss = torch.stack([self.stage.weights[k] * v for k, v in means.items()]).sum()
-                loss.backward()
-                total = total + loss.detach()
-                for key, value in means.items():
-                    seen[f"loss/{key}"] = seen.get(f"loss/{key}", 0) + value.detach()
-            outcome = optimizer.step(total, lr)
-            bad, spiked = torch.maximum(bad, outcome.skipped), torch.maximum(spiked, outcome.spiked)
-            seen["grad_norm"] = seen.get("grad_norm", 0) + outcome.norm
-        if terms != totals.keys():
-            raise ValueError(
-                f"stage {self.stage.name}: losses without {sorted(totals.keys() - terms)} of counts."
-            )
-        self.stage.after_step(self.model)
-        # What a non-finite step gathered goes with its update: codebook statistics and logged means alike.
-        for buffer, old in zip(buffers, before, strict=True):
-            buffer.copy_(torch.where(bad > 0, old, buffer))
-        for key, value in seen.items():
-            self._sums[key] = self._sums.get(key, 0) + torch.where(bad > 0, torch.zeros_like(value), value)
-        self.faults.add(bad, spiked)
-        self._good = self._good + (1 - bad)
+    @contextlib.contextmanager
+    def _feeding(self) -> Iterator[Callable[[], Feed]]:
+        """Gives the Feed of this position: another one after a return to a checkpoint or another number of parts.
+
+        Raises UserError when a worker dies, wherever in a step its end is noticed.
+        """
+        count = n_workers(self.run.train.workers, device=self.device, stage=self.stage)
+        feed, expected = None, (-1, -1)
+
+        def current() -> Feed:
+            nonlocal feed, expected
+            if feed is None or expected != (self.position, self.take.parts):
+                if feed is not None:
+                    feed.close()
+                feed = Feed(
+                    self.stage, self.position, parts=self.take.parts, n_workers=count,
+                    pin=self.device.type == "cuda",
+                )  # fmt: skip
+            expected = (self.position + self.run.train.micro_batches, self.take.parts)
+            return feed
+
+        try:
+            yield current
+        except RuntimeError as error:
+            raise died(error) from error
+        finally:
+            if feed is not None:
+                feed.close()
+
+    def train_step(self, feed: Feed) -> None:
+        """One optimizer step. Nothing is read back from the device."""
+        n, start = self.run.train.micro_batches, self.position
+
+        def fetch(parts: int) -> list[list[Any]]:
+            return [self.stage.batch(position, parts) for position in range(start, start + n)]
+
+        micro, parts = [next(feed) for _ in range(n)], self.take.parts
+        self.position += n
+        taken = self.take(micro, fetch, step=self.step)
+        if self.take.parts != parts:
+            # What is metered is what fitted.
+            micro = fetch(self.take.parts)
+        for key, value in taken.seen.items():
+            left = torch.where(taken.bad > 0, torch.zeros_like(value), value)
+            self._sums[key] = self._sums.get(key, 0) + left
+        self.faults.add(taken.bad, taken.spiked)
+        self._good = self._good + (1 - taken.bad)
         self.step += 1
-        self._lr = lr
-        self.meter.add(micro)
+        self._lr = taken.lr
+        self.meter.add([piece for pieces in micro for piece in pieces])
 
     def _start_row(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -355,17 +349,6 @@ class _Trainer:
         }
         self.log.write(self._row)
         self._start_row()
-
-
-def _check_terms(sums: Mapping[str, Any], totals: Mapping[str, Any], stage: Stage) -> None:
-    """Raise ValueError for a loss term without a count or a weight: it would be left out of the sum unseen."""
-    for what, keys in (("counts", totals.keys()), ("weights", stage.weights.keys())):
-        if missing := sums.keys() - keys:
-            raise ValueError(f"stage {stage.name}: {what} without {sorted(missing)} of losses.")
-
-
-def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:
-    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 @contextlib.contextmanager

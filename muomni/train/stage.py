@@ -80,6 +80,11 @@ class Stage(Protocol):
         """Weight of each loss term."""
         ...
 
+    @property
+    def batch_on_device(self) -> bool:
+        """Whether `batch` runs a part of the model: such batches cannot be made by another process."""
+        ...
+
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The model with the parents' parts loaded; frozen parameters have requires_grad False."""
         ...
@@ -88,8 +93,15 @@ class Stage(Protocol):
         """What a phase's optimizer updates, by name in the model."""
         ...
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[Any]:
-        """Endless training batches from number `state` on, the same in every process; one pass of a held-out split."""
+    def batch(self, position: int, parts: int = 1) -> list[Any]:
+        """Training micro-batch number `position`, the same in every process, in one piece or some `parts` pieces.
+
+        All pieces of one number of parts have the same shapes, whatever the position.
+        """
+        ...
+
+    def held_out(self, split: embedded.Split) -> Iterator[Any]:
+        """One pass over a held-out split."""
         ...
 
     def counts(self, batch: Any) -> dict[str, torch.Tensor | int]:
@@ -102,6 +114,10 @@ class Stage(Protocol):
 
     def after_step(self, model: nn.Module) -> None:
         """Commits what a forward gathered, once a step."""
+        ...
+
+    def discard(self, model: nn.Module) -> None:
+        """Forgets what forwards of this step gathered: they are run again."""
         ...
 
     def set_mode(self, model: nn.Module) -> None:
@@ -132,6 +148,7 @@ class StageBase:
     phases: tuple[str, ...] = ("main",)
     saved: tuple[str, ...] = ()
     weights: Mapping[str, float] = MappingProxyType({})
+    batch_on_device: bool = False
 
     def __init__(self, run: RunConfig) -> None:
         """Keep the run; data are read in `build`, because they need the run's directory."""
@@ -144,6 +161,9 @@ class StageBase:
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing to commit."""
+
+    def discard(self, model: nn.Module) -> None:
+        """Nothing was gathered."""
 
     def set_mode(self, model: nn.Module) -> None:
         """Train mode for the parts this stage owns, eval mode for all others."""

@@ -68,21 +68,36 @@ def test_an_epoch_holds_every_item_once_within_capacity(lengths: list[int], seed
     assert all(sum(lengths[i] for i in row) <= 40 and len(row) <= 5 for row in rows)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
-def test_padded_batches_hold_every_item_once_within_their_padded_size(lengths: list[int], seed: int) -> None:
-    rows = Order(lengths, capacity=64, n_items=5, seed=seed, padded=True).epoch(1)
-    assert sorted(itertools.chain(*rows)) == list(range(len(lengths)))
-    assert all(len(row) * max(lengths[i] for i in row) <= 64 and len(row) <= 5 for row in rows)
-
-
 def test_order_depends_on_seed_and_position_alone() -> None:
     lengths = list(range(1, 30))
-    straight = list(itertools.islice(Order(lengths, capacity=40, n_items=8, seed=3).iterate(), 60))
+    order = Order(lengths, capacity=40, n_items=8, seed=3)
+    straight = [row for epoch in range(6) for row in order.epoch(epoch)]
+    assert [order.at(position) for position in range(len(straight))] == straight
     for position in (0, 7, 31, 59):
-        resumed = next(Order(lengths, capacity=40, n_items=8, seed=3).iterate(position))
-        assert resumed == straight[position]
-    assert next(Order(lengths, capacity=40, n_items=8, seed=4).iterate()) != straight[0]
+        assert Order(lengths, capacity=40, n_items=8, seed=3).at(position) == straight[position]
+    assert Order(lengths, capacity=40, n_items=8, seed=4).at(0) != straight[0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 2)), min_size=1, max_size=60),
+    st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_pieces_are_the_batch_in_order_and_fit_their_room(lengths: list[tuple[int, int]], parts: int) -> None:
+    order = Order(lengths, capacity=(64, 6), n_items=9)
+    capacity, n_items = order.room(parts)
+    for row in order.epoch(0):
+        pieces = order.pieces(row, parts)
+        assert list(itertools.chain(*pieces)) == row
+        for piece in pieces:
+            assert 0 < len(piece) <= n_items
+            assert all(sum(lengths[i][r] for i in piece) <= capacity[r] for r in range(2))
+
+
+def test_two_pieces_of_one_resource_are_enough_and_take_half_the_room() -> None:
+    order = Order([3, 9, 4, 7, 6, 2, 8] * 9, capacity=100, n_items=64)
+    assert order.room(2) == ([100 // 2 + 9], 32)
+    assert {len(order.pieces(row, 2)) for row in order.epoch(0)} <= {1, 2}
 
 
 def test_rows_of_real_lengths_are_filled_over_97_percent() -> None:

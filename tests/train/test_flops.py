@@ -142,7 +142,7 @@ def test_without_memory_for_the_count_there_is_no_mfu(
 
 
 def _first(stage: Any) -> Any:
-    return next(stage.batches("train", 0))
+    return stage.batch(0)[0]
 
 
 def test_memory_of_a_cpu_process_is_its_resident_set() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import muomni_kernels
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import muomni
 from muomni.config import STAGES, RunConfig
 from muomni.recipes import debug
 from muomni.train import loop
@@ -30,6 +33,9 @@ COPIES = {"tolist", "numpy", "cpu", "__array__"}
 """Methods of a tensor that copy to the host; a CPU tensor never reaches the dispatcher with them."""
 
 
+PACKAGE, KERNELS = (f"{Path(str(module.__file__)).parent}{os.sep}" for module in (muomni, muomni_kernels))
+
+
 def _place() -> str | None:
     """file:line of the innermost frame of ours, or None inside the kernels.
 
@@ -37,11 +43,11 @@ def _place() -> str | None:
     """
     frame = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename.replace("\\", "/")
-        if "/muomni_kernels/" in name:
+        name = frame.f_code.co_filename
+        if name.startswith(KERNELS):
             return None
-        if "/muomni/" in name:
-            return f"{name.rpartition('/muomni/')[2]}:{frame.f_lineno}"
+        if name.startswith(PACKAGE):
+            return f"{name.removeprefix(PACKAGE)}:{frame.f_lineno}"
         if name.endswith(Path(__file__).name) and frame.f_code.co_name not in _OWN:
             return f"{Path(__file__).name}:{frame.f_lineno}"
         frame = frame.f_back

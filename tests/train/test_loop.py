@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,15 +47,12 @@ class LineStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         return Parts(line=Line())
 
-    def batches(self, split: str, state: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        position = state
-        while True:
-            if position == self.stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            x = torch.randn(1 + position % 5, 4, generator=generator(0, position))
-            y = x.sum(1) * (float("nan") if position in self.poisoned else 1.0)
-            yield x, y
-            position += 1
+    def batch(self, position: int, parts: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if position == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        x = torch.randn(1 + position % 5, 4, generator=generator(0, position))
+        y = x.sum(1) * (float("nan") if position in self.poisoned else 1.0)
+        return list(zip(x.chunk(parts), y.chunk(parts), strict=True))
 
     def counts(self, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor | int]:
         return {"square": len(batch[0])}
@@ -152,7 +149,7 @@ def test_uneven_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path) -> 
     result = train(stage, run, tmp_path)
     torch.manual_seed(0)
     moments = _weights(result)["o/main/line.layer.weight/exp_avg"]
-    items = [next(stage.batches("train", i)) for i in range(4)]
+    items = [stage.batch(i)[0] for i in range(4)]
     x, y = torch.cat([i[0] for i in items]), torch.cat([i[1] for i in items])
     from muomni.train.stage import step_seed
 

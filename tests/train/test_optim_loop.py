@@ -61,21 +61,17 @@ class TwoLosses(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         return Parts(net=Net().to(self.dtype))
 
-    def batches(self, split: str, state: int) -> Iterator[Batch]:
-        position = state
-        while True:
-            source = position + (self.moved[1] if position >= self.moved[0] else 0)
-            step, part = divmod(source, len(self.cuts))
-            draw = generator(0, step)
-            x = torch.randn(N_ITEMS, 4, generator=draw).to(self.dtype)
-            y = torch.stack([x.sum(1), x.prod(1)], 1) * self.poisoned.get(source, 1.0)
-            # Few items have the second loss, the first micro-batch none at all.
-            some = (torch.rand(N_ITEMS, generator=draw) < 0.3) & (
-                torch.arange(N_ITEMS) >= self.cuts[0] % N_ITEMS
-            )
-            start = sum(self.cuts[:part])
-            yield tuple(t[start : start + self.cuts[part]] for t in (x, y, some))  # type: ignore[misc]
-            position += 1
+    def batch(self, position: int, parts: int = 1) -> list[Batch]:
+        source = position + (self.moved[1] if position >= self.moved[0] else 0)
+        step, part = divmod(source, len(self.cuts))
+        draw = generator(0, step)
+        x = torch.randn(N_ITEMS, 4, generator=draw).to(self.dtype)
+        y = torch.stack([x.sum(1), x.prod(1)], 1) * self.poisoned.get(source, 1.0)
+        # Few items have the second loss, the first micro-batch none at all.
+        some = (torch.rand(N_ITEMS, generator=draw) < 0.3) & (torch.arange(N_ITEMS) >= self.cuts[0] % N_ITEMS)
+        start = sum(self.cuts[:part])
+        x, y, some = (t[start : start + self.cuts[part]] for t in (x, y, some))
+        return list(zip(x.chunk(parts), y.chunk(parts), some.chunk(parts), strict=True))
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor | int]:
         counts: dict[str, torch.Tensor | int] = {"square": batch[0].numel() // 2, "absolute": batch[2].sum()}
@@ -140,9 +136,10 @@ def test_one_batch_of_32_equals_uneven_micro_batches(tmp_path: Path, cuts: tuple
     split = _run(5, micro_batches=len(cuts))
     some = _stage(whole, dtype=torch.float64, cuts=(N_ITEMS,))
     # The same targets of the second loss in both: those behind the first cut.
-    some.batches = lambda s, position: _joined(  # type: ignore[method-assign]
-        _stage(split, dtype=torch.float64, cuts=cuts).batches("train", position * len(cuts)), len(cuts)
-    )
+    source = _stage(split, dtype=torch.float64, cuts=cuts)
+    some.batch = lambda position, parts=1: [  # type: ignore[method-assign]
+        _joined([source.batch(position * len(cuts) + i)[0] for i in range(len(cuts))])
+    ]
     a = train(some, whole, tmp_path / "a", device="cpu")
     b = train(_stage(split, dtype=torch.float64, cuts=cuts), split, tmp_path / "b", device="cpu")
     one, other = _state(a.directory), _state(b.directory)
@@ -153,10 +150,8 @@ def test_one_batch_of_32_equals_uneven_micro_batches(tmp_path: Path, cuts: tuple
         assert row["loss/absolute"] == pytest.approx(same["loss/absolute"], rel=1e-6)
 
 
-def _joined(parts: Iterator[Batch], n: int) -> Iterator[Batch]:
-    while True:
-        chosen = [next(parts) for _ in range(n)]
-        yield tuple(torch.cat(part) for part in zip(*chosen, strict=True))  # type: ignore[misc]
+def _joined(chosen: list[Batch]) -> Batch:
+    return tuple(torch.cat(part) for part in zip(*chosen, strict=True))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(

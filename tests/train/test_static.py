@@ -55,7 +55,7 @@ def _signature(batch: Any) -> dict[str, object]:
 @pytest.mark.parametrize("name", STAGES)
 def test_ten_training_batches_differ_in_values_alone(name: str, trained: Path, small_run: SmallRun) -> None:
     stage, _ = _build(small_run(name), trained)
-    batches = list(itertools.islice(stage.batches("train", 0), N_BATCHES))
+    batches = [stage.batch(i)[0] for i in range(N_BATCHES)]
     first, *others = map(_signature, batches)
     assert any(isinstance(value, tuple) for value in first.values())
     for other in others:
@@ -114,14 +114,12 @@ def test_an_epoch_of_spectrograms_is_filled_as_its_plan_says(trained: Path, smal
     stage, _ = _build(small_run("audio"), trained)
     n = len(stage.items("train")) * len(SPEEDS)
     seen = used = room = 0
-    for batch in stage.batches("train", 0):
+    for batch in (stage.batch(i)[0] for i in itertools.count()):
         seen, (own, all_) = seen + len(batch.texts), stage.fill(batch)
         used, room = used + own, room + all_
         if seen >= n:
             break
-    assert seen == n and used == sum(
-        stage.fill(b)[0] for b in itertools.islice(stage.batches("train", 0), room // all_)
-    )
+    assert seen == n and used == sum(stage.fill(stage.batch(i)[0])[0] for i in range(room // all_))
 
 
 def test_packed_ctc_is_the_padded_one() -> None:
@@ -180,7 +178,7 @@ def test_room_for_pairs_that_is_empty_changes_no_contrast(n_pairs: int) -> None:
 @pytest.mark.usefixtures("small_data")
 def test_an_epochs_last_pairs_lie_in_a_batch_of_the_same_shape(trained: Path, small_run: SmallRun) -> None:
     stage, model = _build(small_run("vision", batch_items=10), trained)
-    whole, _, last = itertools.islice(stage.batches("train", 0), 3)
+    whole, _, last = (stage.batch(i)[0] for i in range(3))
     assert (whole.n_pairs, last.n_pairs) == (10, 4)
     assert _signature(whole) == _signature(last)
     tight = collate_pairs(
@@ -204,7 +202,7 @@ def test_codec_losses_are_those_of_its_forward(n_active: int, trained: Path, sma
     stage, model = _build(small_run("codec", augment=False), trained)
     assert isinstance(stage, CodecStage)
     codec = part(model, "codec", Codec)
-    batch = dataclasses.replace(next(stage.batches("train", 0)), n_active=torch.tensor(n_active))
+    batch = dataclasses.replace(stage.batch(0)[0], n_active=torch.tensor(n_active))
     out = codec(batch.frames, n_active=n_active)
     difference = out.frames - batch.frames
     expected = {
@@ -226,7 +224,7 @@ def test_statistics_that_were_gathered_move_the_codebooks_alike(trained: Path, s
         stage, model = _build(small_run("codec"), trained)
         assert isinstance(stage, CodecStage)
         quantizer = part(model, "codec", Codec).quantizer
-        for batch in itertools.islice(stage.batches("train", 0), 3):
+        for batch in (stage.batch(i)[0] for i in range(3)):
             stage.losses(model, batch, "main")
             if gathers:
                 stage.gather(model)

@@ -22,7 +22,7 @@ from muomni.data.audio import (
     normalise,
     stack_frames,
 )
-from muomni.data.batch import HOST, Order, cumulative, to_device
+from muomni.data.batch import HOST, Batch, Order, cumulative
 from muomni.errors import UserError
 from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
@@ -39,7 +39,7 @@ BAND_SHIFT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechBatch:
+class SpeechBatch(Batch):
     """Clips one after another, with their transcripts."""
 
     frames: torch.Tensor
@@ -67,6 +67,7 @@ class AudioStage(StageBase):
         """Compute every clip's log-mel at every speed once; start the encoder from the seed."""
         self._mels: dict[tuple[str, int], torch.Tensor] = {}
         self._usable: dict[str, list[embedded.SpeechItem]] = {}
+        self._orders: dict[str, tuple[list[tuple[embedded.SpeechItem, int]], Order]] = {}
         self.dropped: dict[str, int] = {}
         """Clips left out of each split: too long for the context, or too short for their transcript."""
         cfg = run.model.audio
@@ -105,27 +106,46 @@ class AudioStage(StageBase):
             self._mels[key] = normalise(log_mel(waveform, self.config.mel), self.config.mel)
         return self._mels[key]
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[SpeechBatch]:
-        """Clips packed by frames; in training each at every speed once an epoch, shifted and masked."""
-        items, training = self.items(split), split == "train"
-        varied = training and self.run.train.augment
-        speeds = range(len(SPEEDS)) if varied else [SPEEDS.index(1.0)]
-        copies = [(item, speed) for item in items for speed in speeds]
-        # Resampling may round up by one sample.
-        lengths = [
-            self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies
-        ]
-        order = Order(
-            lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=self.run.train.batch_items,
-            seed=self.run.seed, shuffle=training,
-        )  # fmt: skip
-        rows = order.iterate(state) if training else iter(order.epoch(0))
-        for position, row in enumerate(rows, start=state):
-            mels = [self.mel(*copies[i]) for i in row]
-            if varied:
-                draw = generator(self.run.seed, 3, position)
-                mels = [self.augment(mel, draw) for mel in mels]
-            yield self.collate(mels, [copies[i][0].text for i in row], capacity=int(order.capacity[0]))
+    def order(self, split: embedded.Split) -> tuple[list[tuple[embedded.SpeechItem, int]], Order]:
+        """Clips packed by frames, each with an index of SPEEDS; in training each at every speed once an epoch."""
+        if split not in self._orders:
+            items, train = self.items(split), self.run.train
+            varied = split == "train" and train.augment
+            speeds = range(len(SPEEDS)) if varied else [SPEEDS.index(1.0)]
+            copies = [(item, speed) for item in items for speed in speeds]
+            # Resampling may round up by one sample.
+            lengths = [
+                self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies
+            ]
+            order = Order(
+                lengths, capacity=max(train.batch_tokens, max(lengths)), n_items=train.batch_items,
+                seed=self.run.seed, shuffle=split == "train",
+            )  # fmt: skip
+            self._orders[split] = (copies, order)
+        return self._orders[split]
+
+    def batch(self, position: int, parts: int = 1) -> list[SpeechBatch]:
+        """Clips at their speeds, shifted and masked."""
+        copies, order = self.order("train")
+        row = order.at(position)
+        mels = {i: self.mel(*copies[i]) for i in row}
+        if self.run.train.augment:
+            draw = generator(self.run.seed, 3, position)
+            mels = {i: self.augment(mel, draw) for i, mel in mels.items()}
+        (capacity,), n_items = order.room(parts)
+        return [
+            self.collate(
+                [mels[i] for i in piece], [copies[i][0].text for i in piece], capacity=capacity, n_items=n_items
+            )
+            for piece in order.pieces(row, parts)
+        ]  # fmt: skip
+
+    def held_out(self, split: embedded.Split) -> Iterator[SpeechBatch]:
+        """Every clip once, as it is."""
+        copies, order = self.order(split)
+        for row in order.epoch(0):
+            mels, texts = [self.mel(*copies[i]) for i in row], [copies[i][0].text for i in row]
+            yield self.collate(mels, texts, capacity=int(order.capacity[0]))
 
     def augment(self, mel: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """Shift along both axes, then mask two bands and some stretches of time with the clip's mean."""
@@ -152,8 +172,10 @@ class AudioStage(StageBase):
             mel[start : start + width] = mean
         return mel
 
-    def collate(self, mels: list[torch.Tensor], texts: list[str], *, capacity: int) -> SpeechBatch:
-        """Stack, pack and pad."""
+    def collate(
+        self, mels: list[torch.Tensor], texts: list[str], *, capacity: int, n_items: int | None = None
+    ) -> SpeechBatch:
+        """Stack, pack and pad to `capacity` frames and n_items clips, by default batch_items."""
         mel, factor = self.config.mel, self.config.audio.factor
         clips = [stack_frames(m, mel, factor=factor) for m in mels]
         lengths = [len(clip) for clip in clips]
@@ -163,7 +185,7 @@ class AudioStage(StageBase):
         characters = torch.tensor([c for own in spelled for c in own], dtype=torch.int64)
         targets = torch.zeros(capacity * self.config.audio.ctc_expand, dtype=torch.int64)
         targets[: len(characters)] = characters
-        n_items = self.run.train.batch_items
+        n_items = n_items or self.run.train.batch_items
         return SpeechBatch(
             frames=frames,
             cu_seqlens=cumulative(
@@ -204,8 +226,8 @@ class AudioStage(StageBase):
         """Greedy character error rate, against the best constant output on the same clips."""
         said: list[str] = []
         references: list[str] = []
-        for batch in self.batches(split, 0):
-            best = self.logits(model, to_device(batch, self.device(model))).argmax(-1).cpu()
+        for batch in self.held_out(split):
+            best = self.logits(model, batch.to(self.device(model))).argmax(-1).cpu()
             lengths = (batch.input_lengths * self.config.audio.ctc_expand).tolist()
             clips = best[: sum(lengths)].split(lengths)[: len(batch.texts)]
             said += [decode_ctc(clip.tolist()) for clip in clips]

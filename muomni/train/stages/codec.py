@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames
+from muomni.data.batch import Batch
 from muomni.models.codec import Codec
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
 from muomni.train.stages.spoken_samples import codec_samples
@@ -22,7 +23,7 @@ CROP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameBatch:
+class FrameBatch(Batch):
     """Crops of clips."""
 
     frames: torch.Tensor
@@ -63,29 +64,29 @@ class CodecStage(StageBase):
             self._clips[split] = clips(split, self.run)
         return self._clips[split]
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[FrameBatch]:
-        """Random crops: a clip is drawn in proportion to its length. Held out: each clip once, whole."""
-        source = self.clips(split)
-        if split != "train":
-            yield from (
-                FrameBatch(frames=clip[None], n_active=torch.tensor(self.config.codec.n_codebooks))
-                for clip in source
-            )
-            return
+    def batch(self, position: int, parts: int = 1) -> list[FrameBatch]:
+        """Random crops: a clip is drawn in proportion to its length."""
+        source = self.clips("train")
         weights = torch.tensor([float(len(clip)) for clip in source])
         n_crops = max(1, self.run.train.batch_tokens // CROP)
-        position = state
-        while True:
-            draw = generator(self.run.seed, 3, position)
-            chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
-            crops = [self._crop(source[i], draw) for i in chosen]
-            n_codebooks = self.config.codec.n_codebooks
-            # Half the batches use all codebooks, the others a random first few: any prefix must decode.
-            n_active = n_codebooks
-            if self.run.train.augment and position % 2:
-                n_active = int(torch.randint(1, n_codebooks + 1, (), generator=draw))
-            yield FrameBatch(frames=torch.stack(crops), n_active=torch.tensor(n_active))
-            position += 1
+        draw = generator(self.run.seed, 3, position)
+        chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
+        crops = torch.stack([self._crop(source[i], draw) for i in chosen])
+        # Half the batches use all codebooks, the others a random first few: any prefix must decode.
+        n_active = n_codebooks = self.config.codec.n_codebooks
+        if self.run.train.augment and position % 2:
+            n_active = int(torch.randint(1, n_codebooks + 1, (), generator=draw))
+        # Crops that fill no piece are left out: at most parts - 1 of them.
+        size = max(1, n_crops // parts)
+        return [
+            FrameBatch(frames=crops[start : start + size], n_active=torch.tensor(n_active))
+            for start in range(0, n_crops - size + 1, size)
+        ]
+
+    def held_out(self, split: embedded.Split) -> Iterator[FrameBatch]:
+        """Each clip once, whole."""
+        for clip in self.clips(split):
+            yield FrameBatch(frames=clip[None], n_active=torch.tensor(self.config.codec.n_codebooks))
 
     def _crop(self, clip: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """CROP frames from a random start; a short clip is followed by its own beginning."""
@@ -140,6 +141,11 @@ class CodecStage(StageBase):
         codec.quantizer._pending.extend(self._gathered)
         self._gathered.clear()
         codec.commit()
+
+    def discard(self, model: nn.Module) -> None:
+        """Forget the step's statistics."""
+        part(model, "codec", Codec).quantizer._pending.clear()
+        self._gathered.clear()
 
     def fill(self, batch: FrameBatch) -> tuple[int, int]:
         """Code frames; crops have no padding."""

@@ -53,6 +53,7 @@ class OmniStage(StageBase):
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self._pictures: dict[str, torch.Tensor] = {}
         self._frames: dict[tuple[str, int], torch.Tensor] = {}
+        self._training: tuple[list[Example], list[Document], Order] | None = None
         return model
 
     def examples(self, split: embedded.Split) -> list[Example]:
@@ -86,40 +87,46 @@ class OmniStage(StageBase):
 
     def order(self, found: list[Document], *, shuffle: bool) -> Order:
         """Documents packed by positions, pictures and audio frames."""
-        train = self.run.train
-        capacity = (
-            train.batch_tokens,
-            train.batch_items * self.config.vision.n_image_tokens,
-            train.batch_tokens,
-        )
         lengths = [(len(d), len(d.image_slots), len(d.audio_slots)) for d in found]
-        return Order(
-            lengths, capacity=capacity, n_items=train.batch_items, seed=self.run.seed, shuffle=shuffle
-        )
+        n_items = self.run.train.batch_items
+        return Order(lengths, capacity=self._capacity(), n_items=n_items, seed=self.run.seed, shuffle=shuffle)
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[PackedBatch]:
-        """Packed documents with their media; training pictures are augmented."""
-        training = split == "train"
+    def batch(self, position: int, parts: int = 1) -> list[PackedBatch]:
+        """Packed documents with their media; pictures are augmented."""
+        if self._training is None:
+            chosen = self.examples("train")
+            found = self.documents("train", chosen)
+            self._training = (chosen, found, self.order(found, shuffle=True))
+        chosen, found, order = self._training
+        row = order.at(position)
+        draw = generator(self.run.seed, 3, position) if self.run.train.augment else None
+        own = dict(
+            zip(
+                row, self.media("train", [chosen[i] for i in row], [found[i] for i in row], draw), strict=True
+            )
+        )
+        room = order.room(parts)
+        return [
+            self._packed([found[i] for i in piece], [own[i] for i in piece], room)
+            for piece in order.pieces(row, parts)
+        ]
+
+    def held_out(self, split: embedded.Split) -> Iterator[PackedBatch]:
+        """Every example once."""
         chosen = self.examples(split)
         found = self.documents(split, chosen)
-        order = self.order(found, shuffle=training)
-        for position, row in enumerate(
-            order.iterate(state) if training else iter(order.epoch(0)), start=state
-        ):
-            draw = generator(self.run.seed, 3, position) if training and self.run.train.augment else None
-            yield self.collate(split, [chosen[i] for i in row], [found[i] for i in row], draw=draw)
+        for row in self.order(found, shuffle=False).epoch(0):
+            yield self.collate(split, [chosen[i] for i in row], [found[i] for i in row])
 
-    def collate(
+    def media(
         self,
         split: embedded.Split,
         chosen: list[Example],
         found: list[Document],
-        *,
         draw: torch.Generator | None = None,
-        media: bool = True,
-    ) -> PackedBatch:
-        """Pack some examples. media: False leaves the media buffers out, for documents without placeholders."""
-        size, train = self.config.vision.image_size, self.run.train
+    ) -> list[Media]:
+        """What each example shows and plays, where its document has a place for it; pictures moved with `draw`."""
+        size = self.config.vision.image_size
         shown = [
             e.picture
             for e, d in zip(chosen, found, strict=True)
@@ -127,21 +134,37 @@ class OmniStage(StageBase):
         ]
         images = to_float(self.pictures(split)[shown], size) if shown else torch.zeros(0, 3, size, size)
         pictures = iter(augment(images, draw) if draw is not None and shown else images)
-        own = [
+        return [
             Media(
                 images=(next(pictures),) if len(d.image_slots) else (),
                 clips=(self.frames(split, e.clip),) if e.clip is not None and len(d.audio_slots) else (),
             )
             for e, d in zip(chosen, found, strict=True)
         ]
-        mel = self.config.mel.n_mels * self.config.audio.factor
+
+    def collate(
+        self, split: embedded.Split, chosen: list[Example], found: list[Document], *, media: bool = True
+    ) -> PackedBatch:
+        """Pack some examples. media: False leaves the media buffers out, for documents without placeholders."""
+        own, n_items = self.media(split, chosen, found), self.run.train.batch_items
+        return self._packed(found, own, (self._capacity(), n_items), media=media)
+
+    def _packed(
+        self, found: list[Document], own: list[Media], room: tuple[list[int], int], *, media: bool = True
+    ) -> PackedBatch:
+        (n_tokens, n_slots, n_audio), n_items = room
+        size, per_image = self.config.vision.image_size, self.config.vision.n_image_tokens
         return pack(
-            found, own, n_tokens=train.batch_tokens, n_docs=train.batch_items,
-            max_seq_len=self.config.max_seq_len, n_images=train.batch_items if media else 0,
-            n_image_tokens=self.config.vision.n_image_tokens, image_shape=(3, size, size),
-            n_audio=train.batch_tokens if media else 0, n_clips=train.batch_items,
-            max_clip=self.config.max_audio_tokens, frame_width=mel,
+            found, own, n_tokens=n_tokens, n_docs=n_items, max_seq_len=self.config.max_seq_len,
+            n_images=n_slots // per_image if media else 0, n_image_tokens=per_image, image_shape=(3, size, size),
+            n_audio=n_audio if media else 0, n_clips=n_items, max_clip=self.config.max_audio_tokens,
+            frame_width=self.config.mel.n_mels * self.config.audio.factor,
         )  # fmt: skip
+
+    def _capacity(self) -> list[int]:
+        """Positions, image positions and audio frames of a batch."""
+        train = self.run.train
+        return [train.batch_tokens, train.batch_items * self.config.vision.n_image_tokens, train.batch_tokens]
 
     def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
         """Answer tokens, and positions for the balance loss."""

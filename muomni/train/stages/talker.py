@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import log_mel, normalise, stack_frames
-from muomni.data.batch import HOST, Order, cumulative, pack
+from muomni.data.batch import HOST, Batch, Order, cumulative, pack
 from muomni.data.tasks import SAY, Example, documents
 from muomni.data.template import Document
 from muomni.models.codec import Codec
@@ -48,7 +48,7 @@ class Utterance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpokenBatch:
+class SpokenBatch(Batch):
     """Utterances one after another; N frames, the same number in every training batch."""
 
     codes: torch.Tensor
@@ -79,6 +79,7 @@ class TalkerStage(StageBase):
     name = "talker"
     parents = ("codec", "omni")
     saved = ("talker",)
+    batch_on_device = True
 
     def __init__(self, run: RunConfig) -> None:
         """Both loss terms are means over their own targets."""
@@ -101,6 +102,7 @@ class TalkerStage(StageBase):
         """Recordings left out of each split: too long for the context, or with more subwords than frames."""
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
+        self._orders: dict[str, Order] = {}
         codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
         counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
@@ -164,23 +166,38 @@ class TalkerStage(StageBase):
                 result[i] = (states[place].cpu(), embeds[place].cpu())
         return result
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[SpokenBatch]:
+    def order(self, split: embedded.Split) -> Order:
         """Utterances packed by frames."""
-        made, training = self.utterances(split), split == "train"
-        # A later start may take one frame more.
-        lengths = [u.codes.shape[1] + 1 for u in made]
-        n_items = self.run.train.batch_items
-        order = Order(
-            lengths, capacity=max(self.run.train.batch_tokens, max(lengths)), n_items=n_items,
-            seed=self.run.seed, shuffle=training,
-        )  # fmt: skip
-        rows = order.iterate(state) if training else iter(order.epoch(0))
-        for position, row in enumerate(rows, start=state):
-            chosen = [made[i] for i in row]
-            if training and self.run.train.augment:
-                chosen = self.varied(chosen, generator(self.run.seed, 3, position))
+        if split not in self._orders:
+            # A later start may take one frame more.
+            lengths = [u.codes.shape[1] + 1 for u in self.utterances(split)]
+            self._orders[split] = Order(
+                lengths, capacity=max(self.run.train.batch_tokens, max(lengths)),
+                n_items=self.run.train.batch_items, seed=self.run.seed, shuffle=split == "train",
+            )  # fmt: skip
+        return self._orders[split]
+
+    def batch(self, position: int, parts: int = 1) -> list[SpokenBatch]:
+        """Utterances, each a little later and louder or softer."""
+        made, order = self.utterances("train"), self.order("train")
+        row = order.at(position)
+        chosen = [made[i] for i in row]
+        if self.run.train.augment:
+            chosen = self.varied(chosen, generator(self.run.seed, 3, position))
+        own = dict(zip(row, chosen, strict=True))
+        (n_frames,), n_items = order.room(parts)
+        longest = self.config.max_audio_tokens + 1
+        return [
+            collate([own[i] for i in piece], n_frames=n_frames, n_items=n_items, longest=longest)
+            for piece in order.pieces(row, parts)
+        ]
+
+    def held_out(self, split: embedded.Split) -> Iterator[SpokenBatch]:
+        """Every utterance once, as it is."""
+        made, order = self.utterances(split), self.order(split)
+        for row in order.epoch(0):
             yield collate(
-                chosen, n_frames=int(order.capacity[0]), n_items=n_items,
+                [made[i] for i in row], n_frames=int(order.capacity[0]), n_items=order.n_items,
                 longest=self.config.max_audio_tokens + 1,
             )  # fmt: skip
 

@@ -83,15 +83,23 @@ class TextStage(StageBase):
             self._orders[split] = (documents, order)
         return self._orders[split]
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[PackedBatch]:
+    def batch(self, position: int, parts: int = 1) -> list[PackedBatch]:
         """Rows of whole documents."""
+        documents, order = self._order("train")
+        return [
+            self._packed([documents[i] for i in piece], order, parts)
+            for piece in order.pieces(order.at(position), parts)
+        ]
+
+    def held_out(self, split: embedded.Split) -> Iterator[PackedBatch]:
+        """Every document once."""
         documents, order = self._order(split)
-        rows = order.iterate(state) if split == "train" else iter(order.epoch(0))
-        for row in rows:
-            yield pack(
-                [documents[i] for i in row], n_tokens=self.run.train.batch_tokens,
-                n_docs=self.run.train.batch_items, max_seq_len=self.config.max_seq_len,
-            )  # fmt: skip
+        for row in order.epoch(0):
+            yield self._packed([documents[i] for i in row], order)
+
+    def _packed(self, chosen: list[Document], order: Order, parts: int = 1) -> PackedBatch:
+        (n_tokens,), n_docs = order.room(parts)
+        return pack(chosen, n_tokens=n_tokens, n_docs=n_docs, max_seq_len=self.config.max_seq_len)
 
     def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
         """Target tokens, and positions for the balance loss."""
@@ -111,8 +119,7 @@ class TextStage(StageBase):
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Bits per byte of held-out conversations, against unigram and bigram models of the training text."""
         nats = sum(
-            float(self.losses(model, b.to(self.device(model)), "main")["token"])
-            for b in self.batches(split, 0)
+            float(self.losses(model, b.to(self.device(model)), "main")["token"]) for b in self.held_out(split)
         )
         held_out = embedded.conversations(split)
         # The end of a document is predicted too, and counted as one byte by every model alike.

@@ -11,7 +11,7 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data import embedded
-from muomni.data.batch import HOST, Order, cumulative, to_device
+from muomni.data.batch import HOST, Batch, Order, cumulative
 from muomni.data.image import augment, to_float
 from muomni.metrics.retrieval import recall_at_1
 from muomni.models.vision import ContrastModel
@@ -27,7 +27,7 @@ TAG_DROP = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairBatch:
+class PairBatch(Batch):
     """Pictures with their words. n, the room for pairs, is the same in every batch; an epoch's last holds fewer."""
 
     images: torch.Tensor
@@ -57,6 +57,7 @@ class VisionStage(StageBase):
         parent_checkpoint(root, parent="text", child=self.name, config=run.model)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._data: dict[str, tuple[torch.Tensor, list[list[list[int]]]]] = {}
+        self._orders: dict[str, Order] = {}
         return ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)
 
     def pairs(self, split: embedded.Split) -> tuple[torch.Tensor, list[list[list[int]]]]:
@@ -70,23 +71,39 @@ class VisionStage(StageBase):
             self._data[split] = (images, words)
         return self._data[split]
 
-    def batches(self, split: embedded.Split, state: int) -> Iterator[PairBatch]:
-        """Pairs in random order, each with its tags shuffled and the picture moved and tinted."""
+    def order(self, split: embedded.Split) -> Order:
+        """Pairs, in random order in training."""
+        if split not in self._orders:
+            n = len(self.pairs(split)[1])
+            n_items = min(self.run.train.batch_items, n)
+            self._orders[split] = Order(
+                [1] * n, capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=split == "train"
+            )
+        return self._orders[split]
+
+    def batch(self, position: int, parts: int = 1) -> list[PairBatch]:
+        """Pairs, each with its tags shuffled and the picture moved and tinted."""
+        images, words = self.pairs("train")
+        order = self.order("train")
+        row = order.at(position)
+        pictures = to_float(images[row], self.config.vision.image_size)
+        draw = generator(self.run.seed, 3, position) if self.run.train.augment else None
+        captions = [self.caption(words[i], draw) for i in row]
+        if draw is not None:
+            pictures = augment(pictures, draw)
+        n_items = order.room(parts)[1]
+        return [
+            collate(pictures[start : start + n_items], captions[start : start + n_items], n_items=n_items)
+            for start in range(0, len(row), n_items)
+        ]
+
+    def held_out(self, split: embedded.Split) -> Iterator[PairBatch]:
+        """Every pair once, as it is."""
         images, words = self.pairs(split)
-        training = split == "train"
-        n_items = min(self.run.train.batch_items, len(words))
-        order = Order(
-            [1] * len(words), capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=training
-        )
-        size = self.config.vision.image_size
-        for position, row in enumerate(
-            order.iterate(state) if training else iter(order.epoch(0)), start=state
-        ):
-            draw = generator(self.run.seed, 3, position)
-            pictures = to_float(images[row], size)
-            varied = training and self.run.train.augment
-            captions = [self.caption(words[i], draw if varied else None) for i in row]
-            yield collate(augment(pictures, draw) if varied else pictures, captions, n_items=n_items)
+        order = self.order(split)
+        for row in order.epoch(0):
+            pictures = to_float(images[row], self.config.vision.image_size)
+            yield collate(pictures, [self.caption(words[i], None) for i in row], n_items=order.n_items)
 
     def caption(self, words: list[list[int]], draw: torch.Generator | None) -> list[int]:
         """BOS, the label, then the tags: in a random order and some left out when `draw` is given."""
@@ -122,8 +139,8 @@ class VisionStage(StageBase):
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """R@1 among 64: which caption belongs to a picture of an unseen concept; exact over all distractors."""
         rows = []
-        for batch in self.batches(split, 0):
-            found = self.embeddings(model, to_device(batch, self.device(model)))[:2]
+        for batch in self.held_out(split):
+            found = self.embeddings(model, batch.to(self.device(model)))[:2]
             rows.append([side[: batch.n_pairs] for side in found])
         pictures, captions = (torch.cat(part).float().cpu() for part in zip(*rows, strict=True))
         recall = recall_at_1((pictures @ captions.T).numpy())
