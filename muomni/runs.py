@@ -43,28 +43,34 @@ def find_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> list[str]:
-    """`find_runs` as lines of text, one a stage; the stages that never started on one line."""
+    """`find_runs` as lines of text, one a stage in aligned columns; the stages that never started on one line."""
+    shown = [stage for run in found for stage in run["stages"] if stage["state"] not in (NEVER, "damaged")]
+    cells = {id(stage): _cells(stage) for stage in shown}
+    widths = [max(map(len, column)) for column in zip(*cells.values(), strict=True)]
     lines: list[str] = []
     for run in found:
         stages = run["stages"]
         sizes = sorted({stage["size"] for stage in stages if stage["size"]})
         lines.append(f"{run['run']}  {', '.join(sizes) or 'unknown size'}")
-        lines += [_line(stage) for stage in stages if stage["state"] != NEVER]
+        for stage in stages:
+            if stage["state"] == "damaged":
+                lines.append(f"  {stage['stage']}  damaged: {stage['reason']}")
+            elif stage["state"] != NEVER:
+                own = zip(cells[id(stage)], widths, strict=True)
+                lines.append("  " + "  ".join(f"{cell:<{width}}" for cell, width in own).rstrip())
         if missing := [stage["stage"] for stage in stages if stage["state"] == NEVER]:
             lines.append(f"  {NEVER}: {', '.join(missing)}")
     return lines or ["no runs here; `muomni train` begins one."]
 
 
-def _line(stage: dict[str, Any]) -> str:
-    if stage["state"] == "damaged":
-        return f"  {stage['stage']:<8}{'damaged':<13}{stage['reason']}"
+def _cells(stage: dict[str, Any]) -> tuple[str, ...]:
     loss = ", ".join(f"{name} {value:.3f}" for name, value in stage["loss"].items() if value)
-    speed = "" if stage["tokens_per_second"] is None else f"{stage['tokens_per_second']:,.0f} tokens/s"
-    parts = (
-        f"  {stage['stage']:<8}{stage['state']:<13}{_of(stage):>15}  {loss or 'no loss yet':<28}{speed:>18}"
-        f"{_duration(stage['seconds']):>9}  {_duration(stage['age'])} ago"
-    )
-    return parts + (f"  {stage['reason']}" if stage["reason"] else "")
+    speed = stage["tokens_per_second"]
+    return (
+        stage["stage"], stage["state"], _of(stage), loss or "no loss yet",
+        "" if speed is None else f"{speed:,.0f} tokens/s", _duration(stage["seconds"]),
+        f"{_duration(stage['age'])} ago", stage["reason"] or "",
+    )  # fmt: skip
 
 
 def _of(stage: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from muomni.recipes import debug
 from muomni.tokens import EOS
 from muomni.train.samples import greedy, spread, write, write_spectrograms
 from muomni.train.stages import stage as make_stage
-from muomni.train.stages.spoken_samples import MAX_FRAMES
+from muomni.train.stages.spoken_samples import MAX_FRAMES, longest_fitting
 
 SmallRun = Callable[..., RunConfig]
 
@@ -91,8 +91,8 @@ def test_spoken_samples_are_as_long_as_what_they_show(
     trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     folder, values = _written("codec", trained, small_run("codec"), tmp_path / "codec")
-    clips = sorted(-(-item.n_samples // 1_280) for item in embedded.speech("validation"))
-    n_frames = min(clips[len(clips) // 3], MAX_FRAMES)
+    clips = [-(-item.n_samples // 1_280) for item in embedded.speech("validation")]
+    n_frames = max(n for n in clips if n <= MAX_FRAMES)
     for name in ("recording.wav", "copy.wav"):
         waveform, rate = soundfile.read(folder / name)
         assert (len(waveform), rate) == (n_frames * 1_280, 16_000)
@@ -149,6 +149,11 @@ def test_what_ends_at_once_is_empty_and_does_not_end_the_others() -> None:
     given = [(thinker.embed(i), torch.arange(len(i))[:, None].expand(-1, 3)) for i in ids]
     with torch.no_grad():
         assert greedy(thinker, given, max_new=9) == [[], [7, 7]]
+
+
+def test_the_longest_that_fits_is_shown_or_else_the_shortest() -> None:
+    assert longest_fitting(["a" * 3, "b" * MAX_FRAMES, "c" * (MAX_FRAMES + 1)], len) == "b" * MAX_FRAMES
+    assert longest_fitting(["a" * 40, "b" * 30], len) == "b" * 30
 
 
 def test_items_are_spread_and_at_most_n() -> None:

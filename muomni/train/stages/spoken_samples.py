@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from muomni.train.stages.codec import CodecStage
     from muomni.train.stages.talker import TalkerStage
 
+Item = TypeVar("Item")
 MAX_FRAMES = 24
 """Code frames of a sample (1.92 s): Griffin-Lim takes a good part of their duration."""
 TEMPERATURE = 0.7
@@ -35,7 +37,7 @@ def codec_samples(
     """
     codec, mel = part(model, "codec", Codec), stage.config.mel
     recordings = stage.clips(split)[: len(embedded.speech(split))]
-    clip = _middling(recordings)[:MAX_FRAMES].to(stage.device(model))
+    clip = longest_fitting(recordings, len)[:MAX_FRAMES].to(stage.device(model))
     copy = codec.decode(codec.encode(clip[None]))[0]
     shown = [frames.reshape(-1, mel.n_mels) for frames in (clip, copy)]
     write_spectrograms(folder / "spectrogram.png", shown, mel)
@@ -53,9 +55,7 @@ def talker_samples(
     """
     codec, talker = part(model, "codec", Codec), part(model, "talker", Talker)
     device, mel = stage.device(model), stage.config.mel
-    made = stage.utterances(split)
-    fitting = [u for u in made if u.codes.shape[1] <= MAX_FRAMES] or made
-    chosen = max(fitting, key=lambda u: u.codes.shape[1])
+    chosen = longest_fitting(stage.utterances(split), lambda utterance: utterance.codes.shape[1])
     states, embeds = (t[None].to(device) for t in (chosen.states, chosen.embeds))
     n_text = min(states.shape[1], MAX_FRAMES)
     told = talker.condition(states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES)
@@ -79,6 +79,7 @@ def talker_samples(
     return {"frames": float(len(frames))}
 
 
-def _middling(clips: list[torch.Tensor]) -> torch.Tensor:
-    """The clip that is longer than a third of them."""
-    return sorted(clips, key=len)[len(clips) // 3]
+def longest_fitting(items: Sequence[Item], length: Callable[[Item], int]) -> Item:
+    """The longest item of at most MAX_FRAMES, or the shortest when all are longer."""
+    fitting = [item for item in items if length(item) <= MAX_FRAMES]
+    return max(fitting, key=length) if fitting else min(items, key=length)
