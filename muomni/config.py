@@ -370,6 +370,8 @@ class TrainConfig:
     """Background processes that make batches; -1: 2 on CUDA, none on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Losses and their gradients through torch.compile; auto: on CUDA only."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """A step replayed as CUDA graphs; auto: on CUDA, where the stage allows it."""
     bad_steps: int = 5
     """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
 

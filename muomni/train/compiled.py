@@ -25,13 +25,4 @@ def loss_function(
     if choice == "off" or (choice == "auto" and device.type != "cuda"):
         return stage.losses
     compiled = torch.compile(stage.losses, fullgraph=True, dynamic=False, backend=backend)
-    # What a forward kept for `after_step` is taken away at once: a list that grows would ask for a new graph.
-    gather = getattr(stage, "gather", None)
-
-    def losses(model: nn.Module, batch: Any, phase: str) -> dict[str, torch.Tensor]:
-        sums = compiled(model, traced(batch), phase)
-        if gather is not None:
-            gather(model)
-        return sums
-
-    return losses
+    return lambda model, batch, phase: compiled(model, traced(batch), phase)

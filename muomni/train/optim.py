@@ -51,6 +51,7 @@ class Optimizer:
         self.parameters = dict(parameters)
         of_muon = {n for n, p in self.parameters.items() if config.name == "muon" and is_block_matrix(n, p)}
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and "embed" not in n}
+        device = next(iter(self.parameters.values())).device
         groups = [
             {
                 "params": [
@@ -65,6 +66,7 @@ class Optimizer:
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             fused=True,
+            capturable=device.type == "cuda",
         )
         self._muon: torch.optim.Muon | None = None
         if of_muon:
@@ -75,7 +77,6 @@ class Optimizer:
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
-        device = next(iter(self.parameters.values())).device
         self._guard = (
             SpikeGuard(sigma=config.spike_sigma, window=config.spike_window, device=device)
             if config.spike_sigma
@@ -98,19 +99,29 @@ class Optimizer:
             self._adam.state[parameter] = fields
         return fields
 
-    def zero_grad(self) -> None:
-        """Drop the gradients."""
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradients there are, in the order of the parameters."""
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def zero_grad(self, *, in_place: bool = False) -> None:
+        """Drop the gradients. in_place: keep their memory, which a recorded step writes to."""
         for parameter in self.parameters.values():
-            parameter.grad = None
+            if not in_place:
+                parameter.grad = None
+            elif parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.zero_()
 
     @torch.no_grad()
-    def step(self, loss: torch.Tensor, lr: float) -> Outcome:
+    def step(self, loss: torch.Tensor, lr: float | torch.Tensor) -> Outcome:
         """Clip the gradients and update, unless the loss or a gradient is not finite or the norm is a spike.
 
-        loss: () the summed loss. The decision is made on the device: nothing is read back.
+        loss: () the summed loss. lr: a () float32 tensor in a recorded step, which cannot have Muon.
+        The decision is made on the device: nothing is read back.
         """
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(self.gradients)
         skipped = ~(torch.isfinite(norm) & torch.isfinite(loss))
         spiked = torch.zeros_like(skipped)
         if self._guard is not None:
@@ -130,7 +141,7 @@ class Optimizer:
             self._average.update(skipped)
         return Outcome(norm, skipped, spiked.float())
 
-    def _muon_step(self, muon: torch.optim.Muon, lr: float, skipped: torch.Tensor) -> None:
+    def _muon_step(self, muon: torch.optim.Muon, lr: float | torch.Tensor, skipped: torch.Tensor) -> None:
         """Muon knows no found_inf: the tensors from before are put back, whatever the update made of them."""
         tensors = [t for p, state in muon.state.items() for t in (p, state["momentum_buffer"])]
         before = [t.clone() for t in tensors]

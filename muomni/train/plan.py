@@ -32,7 +32,7 @@ from muomni.train.stage import Parts, freeze
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages import talker, vision
 from muomni.train.stages.audio import AudioStage
-from muomni.train.stages.codec import CROP, CodecStage, FrameBatch
+from muomni.train.stages.codec import CROP, FrameBatch
 
 RESERVED = int(0.8 * 2**30)
 """Bytes of a card that its driver and context take: 11.2 of 12 GiB are left."""
@@ -147,8 +147,6 @@ def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
     """
     run = scaled(run, n)
     stage = make_stage(run)
-    if isinstance(stage, CodecStage):
-        stage._gathered = []
     stage.set_mode(model)
     optimizer = Optimizer(stage.parameters(model, stage.phases[0]), run.optim)
 

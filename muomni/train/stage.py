@@ -81,6 +81,16 @@ class Stage(Protocol):
         ...
 
     @property
+    def capturable(self) -> bool:
+        """Whether losses and gradients can be part of a CUDA graph: nothing of them needs the host."""
+        ...
+
+    @property
+    def gathered(self) -> list[Any]:
+        """What forwards of this step left for `after_step`: tuples of tensors."""
+        ...
+
+    @property
     def batch_on_device(self) -> bool:
         """Whether `batch` runs a part of the model: such batches cannot be made by another process."""
         ...
@@ -116,8 +126,8 @@ class Stage(Protocol):
         """Commits what a forward gathered, once a step."""
         ...
 
-    def discard(self, model: nn.Module) -> None:
-        """Forgets what forwards of this step gathered: they are run again."""
+    def gather(self, model: nn.Module) -> None:
+        """Takes what a forward left in the model into `gathered`: a list that grows would break a compiled graph."""
         ...
 
     def set_mode(self, model: nn.Module) -> None:
@@ -148,11 +158,13 @@ class StageBase:
     phases: tuple[str, ...] = ("main",)
     saved: tuple[str, ...] = ()
     weights: Mapping[str, float] = MappingProxyType({})
+    capturable: bool = True
     batch_on_device: bool = False
 
     def __init__(self, run: RunConfig) -> None:
         """Keep the run; data are read in `build`, because they need the run's directory."""
         self.run = run
+        self.gathered: list[Any] = []
         self.config: ModelConfig = run.model
 
     def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
@@ -162,8 +174,8 @@ class StageBase:
     def after_step(self, model: nn.Module) -> None:
         """Nothing to commit."""
 
-    def discard(self, model: nn.Module) -> None:
-        """Nothing was gathered."""
+    def gather(self, model: nn.Module) -> None:
+        """Nothing to take."""
 
     def set_mode(self, model: nn.Module) -> None:
         """Train mode for the parts this stage owns, eval mode for all others."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.errors import UserError
 from muomni.train.compiled import loss_function
-from muomni.train.optim import Optimizer
+from muomni.train.graphed import Record, Replay, recorder, update_is_capturable
+from muomni.train.optim import Optimizer, Outcome
 from muomni.train.schedule import learning_rate
 from muomni.train.stage import Stage, step_seed
 
@@ -45,13 +47,22 @@ class OutOfMemory(UserError, RuntimeError):
 class Step:
     """Takes optimizer steps of one run."""
 
-    def __init__(self, stage: Stage, run: RunConfig, model: nn.Module) -> None:
-        """Make the optimizers, and the function of the losses; the model is on its device."""
+    def __init__(
+        self, stage: Stage, run: RunConfig, model: nn.Module, *, record: Record | None = None
+    ) -> None:
+        """Make the optimizers, and the function of the losses; the model is on its device.
+
+        record: how gradients and updates are recorded, by default what train.graph says.
+        """
         self.stage, self.run, self.model = stage, run, model
         self.device = next(model.parameters()).device
         self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
         self.losses = loss_function(stage, run.train.compile, device=self.device)
         self.half = in_half(run.train.precision, self.device)
+        self.record = record or recorder(stage, run.train, device=self.device)
+        self._gradient: dict[str, Replay[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
+        self._update: dict[str, Replay[Outcome]] = {}
+        self._kept: dict[str, list[tuple[torch.Tensor, ...]]] = {}
         self.parts = 1
         """Pieces of a micro-batch; doubled when one does not fit in memory."""
 
@@ -66,24 +77,20 @@ class Step:
         before = [b.clone() for b in buffers]
         bad, spiked = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         seen: dict[str, torch.Tensor] = {}
-        terms: set[str] = set()
         totals = self._totals(micro)
-        for number, (phase, optimizer) in enumerate(self.optimizers.items()):
+        terms: set[str] = set()
+        for number, phase in enumerate(self.optimizers):
             while True:
-                optimizer.zero_grad()
                 try:
                     total, means = self._gradients(micro, totals, phase=phase, seeds=(step, number))
                     break
                 except torch.OutOfMemoryError as error:
                     self._halve(error)
                 # Outside the handler: its traceback holds the tensors that did not leave room.
-                optimizer.zero_grad()
-                self.stage.discard(self.model)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                self._forget()
                 micro = fetch(self.parts)
                 totals = self._totals(micro)
-            outcome = optimizer.step(total, lr)
+            outcome = self._updated(phase, total, lr)
             bad, spiked = torch.maximum(bad, outcome.skipped), torch.maximum(spiked, outcome.spiked)
             terms |= means.keys()
             for key, value in means.items():
@@ -110,32 +117,100 @@ class Step:
     def _gradients(
         self,
         micro: Sequence[Sequence[Any]],
-        totals: dict[str, torch.Tensor | int],
+        totals: Mapping[str, torch.Tensor | int],
         *,
         phase: str,
         seeds: tuple[int, int],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Add up the gradients of all pieces. Returns the weighted loss () and each term's mean ()."""
+        self.optimizers[phase].zero_grad(in_place=self.record is not None)
         total = torch.zeros((), device=self.device)
         means: dict[str, torch.Tensor] = {}
         for i, pieces in enumerate(micro):
             for j, batch in enumerate(pieces):
                 # Dropout depends on (seed, step, phase, micro-batch, piece): a resume needs no generator state.
-                torch.manual_seed(step_seed(self.run.seed, 2, *seeds, i, *([j] if j else [])))
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    sums = self.losses(self.model, to_device(batch, self.device), phase)
-                _check_terms(sums, totals, self.stage)
-                # At least float32; a test in float64 stays there.
-                parts = {
-                    k: v.to(torch.promote_types(v.dtype, torch.float32)) / _at_least_one(totals[k])
-                    for k, v in sums.items()
-                }
-                loss = torch.stack([self.stage.weights[k] * v for k, v in parts.items()]).sum()
-                loss.backward()
-                total = total + loss.detach()
+                seed = step_seed(self.run.seed, 2, *seeds, i, *([j] if j else []))
+                loss, parts = self._differentiated(phase, batch, totals, seed)
+                total = total + loss
                 for key, value in parts.items():
-                    means[key] = means.get(key, 0) + value.detach()
+                    means[key] = means.get(key, 0) + value
         return total, means
+
+    def _differentiated(
+        self, phase: str, batch: Any, totals: Mapping[str, torch.Tensor | int], seed: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`_differentiate` under a seed, replayed where steps are recorded."""
+        work = functools.partial(self._differentiate, phase)
+        if self.record is None:
+            torch.manual_seed(seed)
+            return work(to_device(batch, self.device), totals)
+        numbers = {k: int(v) for k, v in totals.items()}
+        if phase not in self._gradient:
+            # Recording runs the work: what it adds to gradients and buffers is taken back.
+            state = [*self.optimizers[phase].gradients, *self.model.buffers()]
+            before, gathered = [t.clone() for t in state], list(self.stage.gathered)
+
+            def alone(
+                batch: Any, totals: Mapping[str, torch.Tensor]
+            ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+                self.stage.gathered.clear()
+                return work(batch, totals)
+
+            self._gradient[phase] = Replay(alone, batch, numbers, record=self.record, device=self.device)
+            self._kept[phase] = list(self.stage.gathered)
+            self.stage.gathered[:] = gathered
+            _put_back(state, before)
+        torch.manual_seed(seed)
+        result = self._gradient[phase](batch, numbers)
+        self.stage.gathered.extend(tuple(t.clone() for t in entry) for entry in self._kept[phase])
+        return result
+
+    def _differentiate(
+        self, phase: str, batch: Any, totals: Mapping[str, torch.Tensor | int]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Add one piece's gradients to the parameters'. Returns its weighted loss () and its terms over the totals."""
+        # A recorded region must hold its casts itself.
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=self.record is None
+        ):
+            sums = self.losses(self.model, batch, phase)
+        self.stage.gather(self.model)
+        _check_terms(sums, totals, self.stage)
+        # At least float32; a test in float64 stays there.
+        parts = {
+            k: v.to(torch.promote_types(v.dtype, torch.float32)) / _at_least_one(totals[k])
+            for k, v in sums.items()
+        }
+        loss = torch.stack([self.stage.weights[k] * v for k, v in parts.items()]).sum()
+        loss.backward()
+        return loss.detach(), {k: v.detach() for k, v in parts.items()}
+
+    def _updated(self, phase: str, total: torch.Tensor, lr: float) -> Outcome:
+        """Update a phase's parameters, replayed where steps are recorded."""
+        optimizer = self.optimizers[phase]
+        if self.record is None or not update_is_capturable(self.run.optim):
+            return optimizer.step(total, lr)
+        if phase not in self._update:
+            # Recording runs the update: a loss that is not finite makes it leave all but the gradients as it is.
+            gradients = optimizer.gradients
+            before = [g.clone() for g in gradients]
+            self._update[phase] = Replay(
+                lambda _, numbers: optimizer.step(numbers["loss"], numbers["lr"]), None,
+                {"loss": torch.full_like(total, torch.nan), "lr": lr}, record=self.record, device=self.device,
+            )  # fmt: skip
+            _put_back(gradients, before)
+        return self._update[phase](None, {"loss": total, "lr": lr})
+
+    def _forget(self) -> None:
+        """Free what an attempt left: gradients, statistics, and recordings, whose shapes will be others."""
+        for recorded in (self._gradient, self._update, self._kept, self.stage.gathered):
+            recorded.clear()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        self.stage.gather(self.model)
+        self.stage.gathered.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         self.parts *= 2
@@ -158,11 +233,16 @@ def in_half(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-def _check_terms(sums: dict[str, Any], totals: dict[str, Any], stage: Stage) -> None:
+def _check_terms(sums: Mapping[str, Any], totals: Mapping[str, Any], stage: Stage) -> None:
     """Raise ValueError for a loss term without a count or a weight: it would be left out of the sum unseen."""
     for what, keys in (("counts", totals.keys()), ("weights", stage.weights.keys())):
         if missing := sums.keys() - keys:
             raise ValueError(f"stage {stage.name}: {what} without {sorted(missing)} of losses.")
+
+
+def _put_back(tensors: Sequence[torch.Tensor], before: Sequence[torch.Tensor]) -> None:
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(old)
 
 
 def _at_least_one(count: torch.Tensor | int) -> torch.Tensor | int:

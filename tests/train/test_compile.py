@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from muomni.config import STAGES, RunConfig
 from muomni.data.batch import to_device
-from muomni.train import loop
+from muomni.train import loop, step
 from muomni.train.compiled import loss_function
 from muomni.train.stages import stage as make_stage
 
@@ -81,8 +81,9 @@ def test_losses_are_one_graph_with_the_same_numbers(name: str, trained: Path, sm
         for key, value in d_expected.items():
             torch.testing.assert_close(d_found[key], value, rtol=1e-6, atol=1e-6, msg=key)
         if name == "codec":
-            torch.testing.assert_close(stage._gathered, statistics)
-            stage._gathered.clear()
+            stage.gather(model)
+            torch.testing.assert_close(stage.gathered, statistics)
+            stage.gathered.clear()
     assert not counters["graph_break"], counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
 
@@ -91,7 +92,7 @@ def test_losses_are_one_graph_with_the_same_numbers(name: str, trained: Path, sm
 def test_a_compiled_run_logs_the_losses_of_an_eager_one(
     name: str, trained: Path, tmp_path: Path, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "loss_function", functools.partial(loss_function, backend="aot_eager"))
+    monkeypatch.setattr(step, "loss_function", functools.partial(loss_function, backend="aot_eager"))
     rows = []
     for choice in ("off", "on"):
         run = small_run(name, steps=3, micro_batches=2, compile=choice)
@@ -126,6 +127,6 @@ def test_automatic_choice_compiles_on_cuda_alone(small_run: SmallRun) -> None:
 
 def _statistics(stage: Any, model: torch.nn.Module) -> list[Any]:
     stage.gather(model)
-    kept = list(stage._gathered)
-    stage._gathered.clear()
+    kept = list(stage.gathered)
+    stage.gathered.clear()
     return kept

@@ -61,6 +61,8 @@ class AudioStage(StageBase):
 
     name = "audio"
     saved = ("audio", "ctc_head")
+    # CTC reads the lengths of its clips on the host.
+    capturable = False
     weights: Mapping[str, float] = {"ctc": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:

@@ -55,7 +55,6 @@ class CodecStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's frames once; start the codec from the seed."""
         self._clips: dict[str, list[torch.Tensor]] = {}
-        self._gathered: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         return Parts(codec=Codec(run.model.codec, run.model.mel))
 
     def clips(self, split: embedded.Split) -> list[torch.Tensor]:
@@ -130,22 +129,17 @@ class CodecStage(StageBase):
         }
 
     def gather(self, model: nn.Module) -> None:
-        """Take a micro-batch's statistics off the quantiser, so that a compiled `losses` finds none of the last."""
+        """Take a micro-batch's statistics off the quantiser."""
         pending = part(model, "codec", Codec).quantizer._pending
-        self._gathered.extend(pending)
+        self.gathered.extend(pending)
         pending.clear()
 
     def after_step(self, model: nn.Module) -> None:
         """Move the codebooks, once a step."""
         codec = part(model, "codec", Codec)
-        codec.quantizer._pending.extend(self._gathered)
-        self._gathered.clear()
+        codec.quantizer._pending.extend(self.gathered)
+        self.gathered.clear()
         codec.commit()
-
-    def discard(self, model: nn.Module) -> None:
-        """Forget the step's statistics."""
-        part(model, "codec", Codec).quantizer._pending.clear()
-        self._gathered.clear()
 
     def fill(self, batch: FrameBatch) -> tuple[int, int]:
         """Code frames; crops have no padding."""
