@@ -48,7 +48,9 @@ class Meter:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Time inside is no step's: an evaluation, a checkpoint."""
+        """Time inside is no step's: an evaluation, a checkpoint. Waits for the steps before it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         started = time.perf_counter()
         yield
         self._since += time.perf_counter() - started
