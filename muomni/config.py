@@ -193,6 +193,8 @@ class TrainConfig:
     """Augment pictures and clips."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the losses' arithmetic; auto: bf16 on CUDA. Weights, gradients and moments are float32 always."""
+    recompute: bool = False
+    """Compute blocks again in the backward instead of keeping what they made: less memory, about a third more work."""
     workers: int = -1
     """Background processes that make batches; -1: 2 on CUDA, none on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -202,6 +204,11 @@ class TrainConfig:
     bad_steps: int = 5
     """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
 
+
+FREE: tuple[str, ...] = (
+    "workers", "compile", "graph", "recompute", "log_every", "eval_every", "save_every", "keep",
+)  # fmt: skip
+"""Fields of a TrainConfig that a run may be resumed with others of: they say how it is made, not what it becomes."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),

@@ -1,8 +1,9 @@
 """What a training step of a stage needs in memory, and the largest micro-batch that fits.
 
-Weights, gradients and moments are counted; the rest of a step's peak is measured at two small micro-batches on this
+Weights, gradients and moments are counted; the rest of a step's peak is measured at some small micro-batches on this
 machine's CPU and drawn on as a straight line: every batch is packed, so nothing grows faster than its positions.
 No data and no trained stage are needed. The backends are those of the CPU; a GPU's keep other temporaries.
+Precision "auto" is planned as a GPU has it: bf16.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ from muomni.train.stages import stage as make_stage
 from muomni.train.stages import talker, vision
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.codec import CROP, FrameBatch
+from muomni.train.step import Step
 
 RESERVED = int(0.8 * 2**30)
 """Bytes of a card that its driver and context take: 11.2 of 12 GiB are left."""
-PROBES = (2, 4)
-"""Units of the two measured micro-batches."""
+PROBES = 2
+"""Units of the first measured micro-batch."""
+LARGEST_PROBE = 32
+"""Units of the largest one."""
+EVEN = 1.05
+"""Growth of the bytes a unit takes, from one pair of probes to the next, below which they are taken for even."""
+ENOUGH = 16_384
+"""Positions of a micro-batch beyond which a larger one is no faster."""
 LARGEST = 1 << 20
 """Most units a plan names."""
 
@@ -56,11 +64,13 @@ class Plan:
     per_unit: float
     """Batch, activations and temporaries of one more unit."""
     base: float
-    """What a step needs beside weights and moments at no unit at all, gradients included."""
+    """What a step of many units needs beside weights and moments and `per_unit`, gradients included."""
+    least: int
+    """What the smallest step needs beside weights and moments: its optimizer's temporaries, gradients included."""
 
     def peak(self, units: int) -> int:
         """Predicted peak bytes of a step with a micro-batch of so many units."""
-        return round(self.weights + self.moments + max(self.gradients, self.base + units * self.per_unit))
+        return round(self.weights + self.moments + max(self.least, self.base + units * self.per_unit))
 
     def fitting(self, memory: int) -> int:
         """Units of the largest micro-batch within `memory` bytes. Raises UserError when not even one fits."""
@@ -91,16 +101,46 @@ def parse_memory(text: str) -> int:
 
 
 def plan(run: RunConfig) -> Plan:
-    """Measure a stage's step at the two sizes of PROBES; a few seconds."""
+    """Measure a stage's step at PROBES units and twice as many, on and on until it grows evenly; some seconds.
+
+    Few positions cost less than the optimizer's own temporaries: then the peak does not grow with them at first.
+    """
     unit = unit_of(run)
-    model = _model(run)
+    model = stage_model(run)
     static = _static(run, model)
-    first, second = (dynamic_peak(run, model, units * unit) for units in PROBES)
-    per_unit = (second - first) / (PROBES[1] - PROBES[0])
+    units, slopes = PROBES, [0.0]
+    peaks = [dynamic_peak(run, model, units * unit)]
+    while len(peaks) < 3 or (slopes[-1] > EVEN * slopes[-2] and units < LARGEST_PROBE):
+        units *= 2
+        peaks.append(dynamic_peak(run, model, units * unit))
+        slopes.append((peaks[-1] - peaks[-2]) / (units / 2))
     return Plan(
-        stage=run.stage, unit=unit, weights=static[0], gradients=static[1], moments=static[2], per_unit=per_unit,
-        base=first - PROBES[0] * per_unit,
+        stage=run.stage, unit=unit, weights=static[0], gradients=static[1], moments=static[2],
+        per_unit=slopes[-1], base=peaks[-1] - units * slopes[-1], least=peaks[0],
     )  # fmt: skip
+
+
+def choose(run: RunConfig, memory: int) -> tuple[RunConfig, Plan]:
+    """The settings that hold ENOUGH positions in `memory` bytes at the least cost: blocks kept, else computed again.
+
+    Where neither holds them, the one with more room. Returns the run with its largest micro-batch, and its plan.
+    Raises UserError when not even the smallest fits.
+    """
+    found: list[tuple[int, RunConfig, Plan]] = []
+    for again in (False, True) if not run.train.recompute else (True,):
+        candidate = dataclasses.replace(run, train=dataclasses.replace(run.train, recompute=again))
+        planned = plan(candidate)
+        try:
+            n = planned.fitting(memory) * planned.unit
+        except UserError:
+            if again and not found:
+                raise
+            continue
+        found.append((n, candidate, planned))
+        if n >= ENOUGH:
+            break
+    n, candidate, planned = max(found, key=lambda entry: min(entry[0], ENOUGH))
+    return scaled(candidate, n), planned
 
 
 def unit_of(run: RunConfig) -> int:
@@ -116,26 +156,29 @@ def scaled(run: RunConfig, n: int) -> RunConfig:
 
 
 def table(found: Plan, run: RunConfig, memory: int) -> list[str]:
-    """What `muomni plan` prints: the parts of the peak at the largest micro-batch that fits, and its settings."""
-    units = found.fitting(memory)
-    peak, train = found.peak(units), scaled(run, units * found.unit).train
+    """What `muomni plan` prints of `choose`: the parts of the peak, and the settings that give it."""
+    train = run.train
+    n = train.batch_items if run.stage == "vision" else train.batch_tokens
+    peak = found.peak(n // found.unit)
     rest = peak - found.weights - found.moments - found.gradients
     rows = [
         ("weights and buffers", found.weights), ("gradients", found.gradients), ("moments", found.moments),
         ("batch, activations, temporaries", rest), ("peak", peak), ("usable", memory),
     ]  # fmt: skip
-    what = f"{train.batch_items} pairs" if run.stage == "vision" else f"{train.batch_tokens} positions"
+    what = f"{n} {'pairs' if run.stage == 'vision' else 'positions'}"
     names = ("batch_items",) if run.stage == "vision" else ("batch_tokens", "batch_items")
+    kept = "blocks computed again" if train.recompute else "blocks kept"
+    precision = "float32" if train.precision == "fp32" else "bf16"
     return [
         *(f"{name:<34}{size / 2**20:>12,.1f} MiB" for name, size in rows),
-        f"micro-batch: {what} (float32, eager, {found.per_unit / found.unit / 2**10:,.1f} KiB each)",
-        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in names)}",
+        f"micro-batch: {what} ({precision}, eager, {kept}, {found.per_unit / found.unit / 2**10:,.1f} KiB each)",
+        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in (*names, 'recompute'))}",
     ]
 
 
 def measured_peak(run: RunConfig, units: int) -> int:
     """Peak bytes of one real step with a micro-batch of so many units."""
-    model = _model(run)
+    model = stage_model(run)
     weights, _, moments = _static(run, model)
     return weights + moments + dynamic_peak(run, model, units * unit_of(run))
 
@@ -146,20 +189,17 @@ def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
     n: batch_tokens, or pairs of stage vision. The second step is measured; the first fills caches. `model` is updated.
     """
     run = scaled(run, n)
+    precision = "bf16" if run.train.precision == "auto" else run.train.precision
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
     stage = make_stage(run)
     stage.set_mode(model)
-    optimizer = Optimizer(stage.parameters(model, stage.phases[0]), run.optim)
+    take = Step(stage, run, model)
 
     def step() -> None:
         batch = _batch(stage, run)
-        counts = stage.counts(batch)
-        sums = stage.losses(model, batch, stage.phases[0])
-        loss = torch.stack([stage.weights[k] * v / counts[k] for k, v in sums.items()]).sum()
-        del sums
-        loss.backward()
-        optimizer.step(loss.detach(), 0.0)
-        stage.after_step(model)
-        optimizer.zero_grad()
+        take([[batch]], lambda parts: [[batch]], step=0)
+        for optimizer in take.optimizers.values():
+            optimizer.zero_grad()
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -183,7 +223,7 @@ def _static(run: RunConfig, model: nn.Module) -> tuple[int, int, int]:
     return weights, sum(p.nbytes for p in trained.values()), moments
 
 
-def _model(run: RunConfig) -> nn.Module:
+def stage_model(run: RunConfig) -> nn.Module:
     """A stage's parts with random weights, those of its parents frozen."""
     cfg = run.model
     parts: dict[str, nn.Module]
