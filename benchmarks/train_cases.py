@@ -191,7 +191,7 @@ def ours(case: Case, made: Sequence[Any], device: torch.device, *, precision: st
 def fresh(run: RunConfig, device: torch.device) -> Any:
     """The model of a run with the same weights every time."""
     torch.manual_seed(1)
-    return plan._model(run).to(device)
+    return plan.stage_model(run).to(device)
 
 
 def plain(

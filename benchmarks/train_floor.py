@@ -108,7 +108,7 @@ def count(run: RunConfig, batch: Any = None) -> Work:
         unit = plan.unit_of(run)
         small = plan.scaled(run, unit)
         return count(small, plan._batch(make_stage(small), small)).scaled(n / unit)
-    stage, model = make_stage(run), plan._model(run)
+    stage, model = make_stage(run), plan.stage_model(run)
     stage.set_mode(model)
     found = _Counts()
     mapping = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _in_place)
