@@ -353,7 +353,9 @@ class TrainConfig:
     batch_items: int = 16
     """Most items (pictures, clips, documents) of one batch; sizes the fixed buffers."""
     micro_batches: int = 1
-    """Rows whose gradients are added up before a step."""
+    """Rows whose gradients are added up before a step, shared evenly by all processes of a run."""
+    shard: bool = False
+    """Split parameters, gradients and moments over the processes of a run (FSDP2); nothing for one process."""
     log_every: int = 10
     """Steps between metric rows."""
     eval_every: int = 0

@@ -18,13 +18,15 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
+from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
 from muomni.train.metrics import RunLog, write_plot
-from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
+from muomni.train.stage import Figure, Stage, check_same_model, owned, step_seed
 from muomni.train.step import Step
+from muomni.train.world import world as this_world
 from muomni.train.writer import Writer
 
 _LOG = logging.getLogger(__name__)
@@ -74,11 +76,14 @@ def train(
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
     on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
-    over and keep the old run as `<stage>.previous`.
+    over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the run call it alike,
+    and each gets the result; the first one writes.
     device: None takes CUDA where there is one.
     Raises StageOrderError, CheckpointError; KeyboardInterrupt on SIGINT or SIGTERM after saving, saying at
     which step.
     """
+    world = this_world()
+    world.share(run.train.micro_batches)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
     config = to_dict(run)
@@ -97,9 +102,11 @@ def train(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
             )  # fmt: skip
-        model = stage.build(run, root).to(where)
-        if record is not None and not same:
+        with world.first():
+            model = stage.build(run, root).to(where)
+        if record is not None and not same and world.main:
             _set_aside(directory)
+        world.wait()
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress
         ).run_all()
@@ -129,28 +136,29 @@ class _Trainer:
         self.parents, self.progress = parents, progress
         self.device = next(model.parameters()).device
         self.take = Step(stage, run, model)
+        self.world = self.take.world
         self.step = 0
         self.position = 0
         self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
-        self.log = RunLog(directory, after=self.step)
-        self.writer = Writer(directory, keep=run.train.keep)
+        self.log = RunLog(directory, after=self.step) if self.world.main else None
+        self.writer = Writer(directory, keep=run.train.keep, form=self.take.net)
         self._row: dict[str, Any] = {}
         self._start_row()
 
     def _resume(self) -> None:
-        saved = checkpoint.load(self.directory)
-        if saved is None:
-            return
-        load_owned(self.model, saved.weights, saved=self.stage.saved, where=self.directory)
-        for phase, optimizer in self.take.optimizers.items():
-            prefix = f"{phase}/"
-            optimizer.load(
-                {k.removeprefix(prefix): v for k, v in saved.optimizer.items() if k.startswith(prefix)}
+        path = newest_complete(self.directory)
+        record = {"step": 0} if path is None else checkpoint.record_of(path)
+        if not self.world.same(record["step"]):
+            raise CheckpointError(
+                f"{self.directory}: processes see different checkpoints; give all of them the same --run directory."
             )
-        self.step, self.position = saved.record["step"], saved.record["position"]
-        self.faults.load(saved.record)
+        if path is None:
+            return
+        self.take.net.restore(path, self.take.optimizers)
+        self.step, self.position = record["step"], record["position"]
+        self.faults.load(record)
 
     def record(self, *, complete: bool, figures: list[Figure] | None = None) -> dict[str, Any]:
         """run.json: everything but the tensors."""
@@ -169,6 +177,8 @@ class _Trainer:
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step."""
+        if not self.take.net.saves:
+            return
         state = checkpoint.Checkpoint(
             weights=owned(self.model, self.stage.saved)
             | {name: value for o in self.take.optimizers.values() for name, value in o.averages.items()},
@@ -184,7 +194,8 @@ class _Trainer:
             self.run.train.save_every,
             self.run.train.eval_every,
         )
-        checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
+        if self.world.main:
+            checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
         with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
@@ -206,15 +217,18 @@ class _Trainer:
                     self.save()
                     quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
-                    self.log.write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
+                    self._write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
                     self.stage.set_mode(self.model)
-                if stopped and self.step < steps:
+                if self.world.any(bool(stopped)) and self.step < steps:
                     self.save()
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
         figures = self.measure()
-        write_plot(self.directory, f"{self.stage.name}: training loss")
         record = self.record(complete=True, figures=figures)
-        checkpoint.write_json(self.directory / "run.json", record)
+        if self.world.main:
+            write_plot(self.directory, f"{self.stage.name}: training loss")
+            checkpoint.write_json(self.directory / "run.json", record)
+        # The next stage reads what this one wrote.
+        self.world.wait()
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
@@ -228,6 +242,7 @@ class _Trainer:
         with contextlib.ExitStack() as averaged:
             for optimizer in self.take.optimizers.values():
                 averaged.enter_context(optimizer.averaged())
+            averaged.enter_context(self.take.net.whole())
             return self.stage.evaluate(self.model, "validation")
 
     def _roll_back(self, longest: int) -> bool:
@@ -245,12 +260,13 @@ class _Trainer:
             )
         counted = faults.record()
         self.writer.wait()
+        self.world.wait()
         self._resume()
         self.position = position
         faults.rolled_back(step=failed_at, counted=counted)
         _LOG.warning("%s; on from step %d with the data from position %d.", what, self.step, position)
-        self.log = RunLog(self.directory, after=self.step)
-        self.log.write({"step": self.step, "rolled_back_from": failed_at, "position": position})
+        self.log = RunLog(self.directory, after=self.step) if self.world.main else None
+        self._write({"step": self.step, "rolled_back_from": failed_at, "position": position})
         self._start_row()
         return self.step < failed_at
 
@@ -269,8 +285,8 @@ class _Trainer:
                 if feed is not None:
                     feed.close()
                 feed = Feed(
-                    self.stage, self.position, parts=self.take.parts, n_workers=count,
-                    pin=self.device.type == "cuda",
+                    self.stage, self.position + self.world.rank, stride=self.world.size, parts=self.take.parts,
+                    n_workers=count, pin=self.device.type == "cuda",
                 )  # fmt: skip
             expected = (self.position + self.run.train.micro_batches, self.take.parts)
             return feed
@@ -286,11 +302,12 @@ class _Trainer:
     def train_step(self, feed: Feed) -> None:
         """One optimizer step. Nothing is read back from the device."""
         n, start = self.run.train.micro_batches, self.position
+        own = range(start + self.world.rank, start + n, self.world.size)
 
         def fetch(parts: int) -> list[list[Any]]:
-            return [self.stage.batch(position, parts) for position in range(start, start + n)]
+            return [self.stage.batch(position, parts) for position in own]
 
-        micro = [next(feed) for _ in range(n)]
+        micro = [next(feed) for _ in own]
         self.position += n
         taken = self.take(micro, fetch, step=self.step)
         for key, value in taken.seen.items():
@@ -315,6 +332,7 @@ class _Trainer:
     def _write_row(self) -> None:
         """Read the sums back once and append a row."""
         keys = list(self._sums)
+        used, room = self.world.totals({"used": self._used, "room": self._room}).values()
         *values, good, skipped, spikes, longest_bad = torch.stack(
             [*(self._sums[k] for k in keys), torch.as_tensor(self._good), *self.faults.values()]
         ).tolist()
@@ -325,11 +343,15 @@ class _Trainer:
             "skipped": int(skipped),
             "spikes": int(spikes),
             "longest_bad": int(longest_bad),
-            "tokens_per_second": round(self._used / max(time.perf_counter() - self._since, 1e-9), 1),
-            "fill_rate": round(self._used / max(self._room, 1), 4),
+            "tokens_per_second": round(int(used) / max(time.perf_counter() - self._since, 1e-9), 1),
+            "fill_rate": round(int(used) / max(int(room), 1), 4),
         }
-        self.log.write(self._row)
+        self._write(self._row)
         self._start_row()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(row)
 
 
 @contextlib.contextmanager

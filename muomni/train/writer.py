@@ -12,12 +12,27 @@ from muomni.train import checkpoint
 from muomni.train.checkpoint import Checkpoint
 
 
+class Form:
+    """How a checkpoint is copied and written."""
+
+    def copies(self, state: Checkpoint) -> Checkpoint:
+        """The tensors on the host; training goes on with its own."""
+        return Checkpoint(
+            weights=_copies(state.weights), optimizer=_copies(state.optimizer), record=state.record
+        )
+
+    def save(self, stage_dir: Path, state: Checkpoint, *, keep: int) -> Path:
+        """`checkpoint.save` of what `copies` gave."""
+        return checkpoint.save(stage_dir, state, keep=keep)
+
+
 class Writer:
     """Writes one run's checkpoints. The caller waits for a copy of the tensors, not for hashing and the disk."""
 
-    def __init__(self, stage_dir: Path, *, keep: int) -> None:
-        """As `checkpoint.save` takes them."""
+    def __init__(self, stage_dir: Path, *, keep: int, form: Form | None = None) -> None:
+        """As `checkpoint.save` takes them. form: whole tensors of one process by default."""
         self._stage_dir, self._keep = stage_dir, keep
+        self._form = form or Form()
         # Its thread is joined when the process ends: a checkpoint that was begun is finished.
         self._executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: futures.Future[Path] | None = None
@@ -38,10 +53,8 @@ class Writer:
         Waits for the write before, if it is still going on: at most one is. Raises what that one raised.
         """
         self.wait()
-        copied = Checkpoint(
-            weights=_copies(state.weights), optimizer=_copies(state.optimizer), record=state.record
-        )
-        self._write = self._executor.submit(checkpoint.save, self._stage_dir, copied, keep=self._keep)
+        copied = self._form.copies(state)
+        self._write = self._executor.submit(self._form.save, self._stage_dir, copied, keep=self._keep)
 
     def wait(self) -> None:
         """Until the last write is on the disk. Raises what it raised: CheckpointError on a full disk."""

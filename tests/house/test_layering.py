@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "infer": {"models", "data"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }
-ANYTHING = {"cli", "demo", "doctor", "__init__"}
+ANYTHING = {"cli", "demo", "doctor", "__init__", "__main__"}
 """The verbs themselves; nothing of ours imports them."""
 
 
