@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,23 @@ Items = Mapping[str, Mapping[str, Any]]
 """Items of each kind of the embedded set, by split."""
 
 
-def chosen_items() -> Items:
+def items() -> Items:
     """The embedded set as it is in this process."""
     kinds = ("speech", "questions", "pictures", "conversations")
     return {kind: {split: getattr(embedded, kind)(split) for split in SPLITS} for kind in kinds}
 
 
-def train_stage(run: RunConfig, root: Path, items: Items) -> Result:
-    """Train a stage on such items."""
+def train_stage(run: RunConfig, root: Path) -> Result:
+    """Train a stage."""
+    return train(stage(run), run, root)
+
+
+def train_stages(runs: Sequence[RunConfig], root: Path, items: Items) -> None:
+    """Train stages one after another on such items."""
     for kind, found in items.items():
         setattr(embedded, kind, found.__getitem__)
-    return train(stage(run), run, root)
+    for run in runs:
+        train_stage(run, root)
 
 
 def start(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> list[Any]:
