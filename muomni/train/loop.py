@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
-from muomni.train import checkpoint, collector
+from muomni.train import checkpoint, collector, samples, trackers
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
-from muomni.train.metrics import RunLog, write_plot
+from muomni.train.meter import Meter
+from muomni.train.metrics import RunLog, write_plots
 from muomni.train.stage import Figure, Stage, check_same_model, owned, step_seed
+from muomni.train.status import Attended
 from muomni.train.step import Step
 from muomni.train.world import world as this_world
 from muomni.train.writer import Writer
@@ -71,22 +73,24 @@ def train(
     progress: Progress | None = None,
     resume: bool = True,
     device: str | torch.device | None = None,
+    track: Sequence[str] = (),
 ) -> Result:
     """Train one stage to its end and measure it on the validation split.
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
     on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
-    over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the run call it alike,
-    and each gets the result; the first one writes.
-    device: None takes CUDA where there is one.
-    Raises StageOrderError, CheckpointError; KeyboardInterrupt on SIGINT or SIGTERM after saving, saying at
-    which step.
+    over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the run call it alike, and
+    each gets the result; the main one writes.
+    device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
+    Raises StageOrderError, CheckpointError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
+    saying at which step.
     """
     world = this_world()
     world.share(run.train.micro_batches)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
     config = to_dict(run)
+    trackers.check(track)
     # The caller's generator is put back: training seeds the global one at every step.
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(step_seed(run.seed, 0))
@@ -108,7 +112,7 @@ def train(
             _set_aside(directory)
         world.wait()
         return _Trainer(
-            stage, run, model=model, directory=directory, parents=parents, progress=progress
+            stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
 
 
@@ -131,9 +135,10 @@ class _Trainer:
         directory: Path,
         parents: dict[str, str | None],
         progress: Progress | None,
+        track: Sequence[str],
     ) -> None:
         self.stage, self.run, self.model, self.directory = stage, run, model, directory
-        self.parents, self.progress = parents, progress
+        self.parents, self.progress, self.track = parents, progress, track
         self.device = next(model.parameters()).device
         self.take = Step(stage, run, model)
         self.world = self.take.world
@@ -142,7 +147,9 @@ class _Trainer:
         self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
-        self.log = RunLog(directory, after=self.step) if self.world.main else None
+        self.told: Sequence[trackers.Tracker] = ()
+        self.log: RunLog | None = None
+        self.meter = Meter(stage, model, half=self.take.half, world=self.world, whole=self.take.net.whole)
         self.writer = Writer(directory, keep=run.train.keep, form=self.take.net)
         self._row: dict[str, Any] = {}
         self._start_row()
@@ -188,14 +195,21 @@ class _Trainer:
         self.writer.start(state)
 
     def run_all(self) -> Result:
-        """Train, save, measure."""
+        """Train, save, measure; run.json and the trackers know how it goes."""
+        if not self.world.main:
+            return self._run_all()
+        attended = Attended(self.directory, self.record(complete=False), step=lambda: self.step)
+        tracking = trackers.tracking(self.track, self.directory, self.run, after=self.step)
+        with attended, tracking as self.told:
+            self.log = RunLog(self.directory, after=self.step, trackers=self.told)
+            return self._run_all()
+
+    def _run_all(self) -> Result:
         steps, save_every, eval_every = (
             self.run.train.steps,
             self.run.train.save_every,
             self.run.train.eval_every,
         )
-        if self.world.main:
-            checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
         with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
@@ -214,18 +228,21 @@ class _Trainer:
                 if self.progress is not None:
                     self.progress(self.step, steps, self._row)
                 if self.step == steps or (save_every and self.step % save_every == 0):
-                    self.save()
-                    quiet.collect()
+                    with self.meter.apart():
+                        self.save()
+                        quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
-                    self._write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
-                    self.stage.set_mode(self.model)
+                    with self.meter.apart():
+                        self._log(self.measure()[1])
+                        self.stage.set_mode(self.model)
                 if self.world.any(bool(stopped)) and self.step < steps:
                     self.save()
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
-        figures = self.measure()
+        figures, row = self.measure()
         record = self.record(complete=True, figures=figures)
-        if self.world.main:
-            write_plot(self.directory, f"{self.stage.name}: training loss")
+        if self.log is not None:
+            self.log.tell(row)
+            write_plots(self.directory, self.stage.name)
             checkpoint.write_json(self.directory / "run.json", record)
         # The next stage reads what this one wrote.
         self.world.wait()
@@ -235,15 +252,21 @@ class _Trainer:
         )  # fmt: skip
 
     @torch.no_grad()
-    def measure(self) -> list[Figure]:
-        """Held-out figures on the validation split, of the averaged weights where there are any."""
+    def measure(self) -> tuple[list[Figure], dict[str, Any]]:
+        """Held-out figures and samples of the validation split, of the averaged weights where there are any.
+
+        Returns the figures, and they and the samples' numbers as a row of the log.
+        """
         self.model.eval()
         torch.manual_seed(step_seed(self.run.seed, 1))
         with contextlib.ExitStack() as averaged:
             for optimizer in self.take.optimizers.values():
                 averaged.enter_context(optimizer.averaged())
             averaged.enter_context(self.take.net.whole())
-            return self.stage.evaluate(self.model, "validation")
+            figures, shown = self.stage.evaluate(self.model, "validation"), {}
+            if self.world.main:
+                shown = samples.write(self.stage, self.model, self.directory, step=self.step)
+        return figures, {"step": self.step, **{f"eval/{f.name}": f.value for f in figures}, **shown}
 
     def _roll_back(self, longest: int) -> bool:
         """Go back to the last checkpoint, but not to its data: what made `longest` steps fail is not repeated.
@@ -265,8 +288,9 @@ class _Trainer:
         self.position = position
         faults.rolled_back(step=failed_at, counted=counted)
         _LOG.warning("%s; on from step %d with the data from position %d.", what, self.step, position)
-        self.log = RunLog(self.directory, after=self.step) if self.world.main else None
-        self._write({"step": self.step, "rolled_back_from": failed_at, "position": position})
+        if self.log is not None:
+            self.log = RunLog(self.directory, after=self.step, trackers=self.told)
+        self._log({"step": self.step, "rolled_back_from": failed_at, "position": position})
         self._start_row()
         return self.step < failed_at
 
@@ -307,9 +331,12 @@ class _Trainer:
         def fetch(parts: int) -> list[list[Any]]:
             return [self.stage.batch(position, parts) for position in own]
 
-        micro = [next(feed) for _ in own]
+        micro, parts = [next(feed) for _ in own], self.take.parts
         self.position += n
         taken = self.take(micro, fetch, step=self.step)
+        if self.take.parts != parts:
+            # What is metered is what fitted.
+            micro = fetch(self.take.parts)
         for key, value in taken.seen.items():
             left = torch.where(taken.bad > 0, torch.zeros_like(value), value)
             self._sums[key] = self._sums.get(key, 0) + left
@@ -317,22 +344,18 @@ class _Trainer:
         self._good = self._good + (1 - taken.bad)
         self.step += 1
         self._lr = taken.lr
-        for batch in (piece for pieces in micro for piece in pieces):
-            used, room = self.stage.fill(batch)
-            self._used, self._room = self._used + used, self._room + room
+        self.meter.add([piece for pieces in micro for piece in pieces])
 
     def _start_row(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self.faults.new_row()
         self._good: torch.Tensor | float = 0.0
-        self._used = self._room = 0
         self._lr = 0.0
-        self._since = time.perf_counter()
+        self.meter.start()
 
     def _write_row(self) -> None:
         """Read the sums back once and append a row."""
         keys = list(self._sums)
-        used, room = self.world.totals({"used": self._used, "room": self._room}).values()
         *values, good, skipped, spikes, longest_bad = torch.stack(
             [*(self._sums[k] for k in keys), torch.as_tensor(self._good), *self.faults.values()]
         ).tolist()
@@ -343,13 +366,12 @@ class _Trainer:
             "skipped": int(skipped),
             "spikes": int(spikes),
             "longest_bad": int(longest_bad),
-            "tokens_per_second": round(int(used) / max(time.perf_counter() - self._since, 1e-9), 1),
-            "fill_rate": round(int(used) / max(int(room), 1), 4),
+            **self.meter.values(),
         }
-        self._write(self._row)
+        self._log(self._row)
         self._start_row()
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _log(self, row: dict[str, Any]) -> None:
         if self.log is not None:
             self.log.write(row)
 

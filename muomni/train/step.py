@@ -13,6 +13,7 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.errors import UserError
+from muomni.models.memory import recompute
 from muomni.train import parallel
 from muomni.train.graphed import Record, Replay, recorder, update_is_capturable
 from muomni.train.optim import Optimizer, Outcome
@@ -63,6 +64,7 @@ class Step:
             p: Optimizer(self.net.parameters(p), run.optim, norm=functools.partial(self.net.norm, p))
             for p in stage.phases
         }
+        recompute(model, run.train.recompute)
         self.half = in_half(run.train.precision, self.device)
         self.record = record or recorder(stage, run.train, device=self.device, alone=self.world.size == 1)
         self._gradient: dict[str, Replay[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
