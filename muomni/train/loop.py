@@ -6,8 +6,6 @@ import contextlib
 import logging
 import platform
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ from muomni.train.metrics import RunLog, write_plots
 from muomni.train.stage import Figure, Stage, check_same_model, owned, step_seed
 from muomni.train.status import Attended
 from muomni.train.step import Step
+from muomni.train.stopping import stop_requests
 from muomni.train.world import world as this_world
 from muomni.train.writer import Writer
 
@@ -212,7 +211,7 @@ class _Trainer:
         )
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
-        with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
+        with stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
             while self.step < steps:
                 started = time.perf_counter()
                 self.train_step(feeding())
@@ -374,27 +373,3 @@ class _Trainer:
     def _log(self, row: dict[str, Any]) -> None:
         if self.log is not None:
             self.log.write(row)
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying inside a step; a second one interrupts at once.
-
-    Outside the main thread signals cannot be handled, and nothing is collected.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def request(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt("stopped without saving")
-        received.append(number)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

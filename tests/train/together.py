@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,16 +64,24 @@ def start(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> l
     return processes
 
 
-def finish(processes: list[Any], *, kill_after: float | None = None) -> list[int]:
-    """Their exit codes; kill_after: seconds after which all are killed."""
-    if kill_after is not None:
-        time.sleep(kill_after)
-        for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
+def finish(processes: list[Any]) -> list[int]:
+    """Their exit codes."""
     for process in processes:
         process.join(120)
         assert process.exitcode is not None, "a process hangs"
     return [process.exitcode for process in processes]
+
+
+def kill(processes: list[Any]) -> list[int]:
+    """Kill them all; their exit codes."""
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    return finish(processes)
+
+
+def said(out: Path) -> list[str]:
+    """What the processes told the user, in the order of their numbers."""
+    return [text for path in sorted(out.glob("said-*")) if (text := path.read_text())]
 
 
 def together(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> list[int]:
@@ -90,13 +97,13 @@ def _run(
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    said = out / f"said-{rank}"
-    said.write_text("")
+    told = out / f"said-{rank}"
+    told.write_text("")
     try:
         with world.Joined():
             function(*arguments)
     except ToldError as error:
         sys.exit(75 if error.interrupted else 2)
-    except UserError as error:
-        said.write_text(str(error))
-        sys.exit(2)
+    except (UserError, KeyboardInterrupt) as error:
+        told.write_text(str(error))
+        sys.exit(75 if isinstance(error, KeyboardInterrupt) else 2)
