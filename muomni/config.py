@@ -207,6 +207,11 @@ class TrainConfig:
     """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
 
 
+FREE: tuple[str, ...] = (
+    "workers", "compile", "graph", "recompute", "shard", "log_every", "eval_every", "save_every", "keep",
+)  # fmt: skip
+"""Fields of a TrainConfig that a run may be resumed with others of: they say how it is made, not what it becomes."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
     "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),

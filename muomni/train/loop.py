@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from muomni.config import RunConfig
+from muomni.config import FREE, RunConfig
 from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector, samples, trackers
@@ -77,9 +77,9 @@ def train(
     """Train one stage to its end and measure it on the validation split.
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
-    on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
-    over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the run call it alike, and
-    each gets the result; the main one writes.
+    on from its newest complete checkpoint, bit for bit on a CPU; other settings (but those of config.FREE), or
+    resume=False, start over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the
+    run call it alike, and each gets the result; the main one writes.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
     Raises StageOrderError, CheckpointError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
     saying at which step.
@@ -97,7 +97,11 @@ def train(
         if record is not None:
             check_same_model(record["config"]["model"], run.model, keys=("size",), where=directory)
         parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
-        same = resume and record is not None and (record["config"], record["parents"]) == (config, parents)
+        same = (
+            resume
+            and record is not None
+            and (_result_of(record["config"]), record["parents"]) == (_result_of(config), parents)
+        )
         whole = record is not None and checkpoint.newest_step(directory) == record["step"]
         if same and whole and record is not None and record["complete"]:
             figures = [Figure(**values) for values in record["figures"]]
@@ -113,6 +117,11 @@ def train(
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
+
+
+def _result_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run's result depends on."""
+    return config | {"train": {k: v for k, v in config["train"].items() if k not in FREE}}
 
 
 def _set_aside(directory: Path) -> None:

@@ -22,8 +22,8 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_loader import load as load_rows
+from torch.distributed.checkpoint.state_dict_saver import save as save_rows
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -132,23 +132,23 @@ class Sharded(Alone):
         """This process's part of the model's state."""
         return {name: v.to_local() if isinstance(v, DTensor) else v for name, v in state.items()}
 
-    def copies(self, state: Checkpoint) -> Checkpoint:
-        """This process's part on the CPU, ready for `save`; at a stage's end the weights whole, on the main one."""
-        state = dataclasses.replace(state, weights=self.local(state.weights))
-        optimizer = {n: self._placed(n, v.detach().to("cpu", copy=True)) for n, v in state.optimizer.items()}
-        weights = {}
-        for name, value in state.weights.items():
-            if not state.record["complete"]:
-                weights[name] = self._placed(name, value.detach().to("cpu", copy=True))
-                continue
-            p = self._split.get(name)
-            if p is not None:
-                value = DTensor.from_local(
-                    value, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
-                ).full_tensor()
-            if self.world.main:
-                weights[name] = value.detach().to("cpu", copy=True)
-        return Checkpoint(weights=weights, optimizer=optimizer, record=state.record)
+    def own(self, state: Checkpoint) -> Checkpoint:
+        """This process's rows; at a stage's end the weights whole, and on the main process alone."""
+        weights = self.local(state.weights)
+        if state.record["complete"]:
+            gathered = {name: self._gathered(name, value) for name, value in weights.items()}
+            weights = gathered if self.world.main else {}
+        return dataclasses.replace(state, weights=weights)
+
+    def _gathered(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A weight of all processes, on the CPU."""
+        p = self._split.get(name)
+        if p is None:
+            return value
+        rows = DTensor.from_local(
+            value, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride()
+        )
+        return rows.full_tensor().cpu()
 
     def _placed(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Rows on the CPU as part of the whole tensor; anything else as it is. name: of a weight or a moment."""
@@ -161,7 +161,7 @@ class Sharded(Alone):
         )
 
     def save(self, stage_dir: Path, state: Checkpoint, *, keep: int) -> Path:
-        """`checkpoint.save` of `copies` by all processes: each writes its rows, the main one all else."""
+        """`checkpoint.save` by all processes: each writes its rows, the main one all else."""
         if self.world.main:
             told = False
 
@@ -189,16 +189,16 @@ class Sharded(Alone):
 
     def _write(self, aside: Path, state: Checkpoint) -> None:
         """This process's files; each is synced. Raises on every process what one of them met."""
-        rows = dict(state.optimizer)
+        rows = {name: self._placed(name, value) for name, value in state.optimizer.items()}
         if not state.record["complete"]:
-            rows |= state.weights
-        elif self.world.main:
-            save_weights(state.weights, aside / WHOLE)
+            rows |= {name: self._placed(name, value) for name, value in state.weights.items()}
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
         try:
-            save(rows, storage_writer=writer, process_group=self._savers)
+            save_rows(rows, storage_writer=writer, process_group=self._savers)
         except CheckpointException as error:
             raise next(iter(error.failures.values()))[0] from error
+        if state.record["complete"] and self.world.main:
+            save_weights(state.weights, aside / WHOLE)
 
     def _read(self, path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This process's part of a checkpoint, on the CPU. like: tensors of the names and local shapes wanted."""
@@ -213,7 +213,7 @@ class Sharded(Alone):
                 f"{path}: does not fit this configuration ({len(wrong)} tensors differ, the first is {wrong[0]}); "
                 "use the size and settings it was trained with, or another --run."
             )
-        load(wanted, storage_reader=reader, process_group=self._savers)
+        load_rows(wanted, storage_reader=reader, process_group=self._savers)
         return self.local(wanted)
 
 
@@ -228,7 +228,7 @@ def load_whole(path: Path) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         # It warns that this process loads alone, which is what is asked for.
         warnings.simplefilter("ignore", UserWarning)
-        load(state, storage_reader=reader, no_dist=True)
+        load_rows(state, storage_reader=reader, no_dist=True)
     return state
 
 
