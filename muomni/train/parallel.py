@@ -37,7 +37,8 @@ class LossModule(nn.Module):
 
     def forward(self, batch: Any, phase: str) -> dict[str, torch.Tensor]:
         """Called as losses(model, batch, phase)."""
-        return self.losses(self.model, batch, phase)
+        # Of its own memory each: FSDP2 hangs its hooks on what comes out, and warns of views.
+        return {name: value.clone() for name, value in self.losses(self.model, batch, phase).items()}
 
 
 class Alone(Form):
