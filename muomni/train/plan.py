@@ -1,6 +1,6 @@
 """What a training step of a stage needs in memory, and the largest micro-batch that fits.
 
-Weights, gradients and moments are counted; the rest of a step's peak is measured at two small micro-batches on this
+Weights, gradients and moments are counted; the rest of a step's peak is measured at some small micro-batches on this
 machine's CPU and drawn on as a straight line: every batch is packed, so nothing grows faster than its positions.
 No data and no trained stage are needed. The backends are those of the CPU; a GPU's keep other temporaries.
 Precision "auto" is planned as a GPU has it: bf16.
@@ -38,8 +38,12 @@ from muomni.train.step import Step
 
 RESERVED = int(0.8 * 2**30)
 """Bytes of a card that its driver and context take: 11.2 of 12 GiB are left."""
-PROBES = (2, 4)
-"""Units of the two measured micro-batches."""
+PROBES = 2
+"""Units of the first measured micro-batch."""
+LARGEST_PROBE = 32
+"""Units of the largest one."""
+EVEN = 1.05
+"""Growth of the bytes a unit takes, from one pair of probes to the next, below which they are taken for even."""
 ENOUGH = 16_384
 """Positions of a micro-batch beyond which a larger one is no faster."""
 LARGEST = 1 << 20
@@ -60,11 +64,13 @@ class Plan:
     per_unit: float
     """Batch, activations and temporaries of one more unit."""
     base: float
-    """What a step needs beside weights and moments at no unit at all, gradients included."""
+    """What a step of many units needs beside weights and moments and `per_unit`, gradients included."""
+    least: int
+    """What the smallest step needs beside weights and moments: its optimizer's temporaries, gradients included."""
 
     def peak(self, units: int) -> int:
         """Predicted peak bytes of a step with a micro-batch of so many units."""
-        return round(self.weights + self.moments + max(self.gradients, self.base + units * self.per_unit))
+        return round(self.weights + self.moments + max(self.least, self.base + units * self.per_unit))
 
     def fitting(self, memory: int) -> int:
         """Units of the largest micro-batch within `memory` bytes. Raises UserError when not even one fits."""
@@ -95,15 +101,22 @@ def parse_memory(text: str) -> int:
 
 
 def plan(run: RunConfig) -> Plan:
-    """Measure a stage's step at the two sizes of PROBES; a few seconds."""
+    """Measure a stage's step at PROBES units and twice as many, on and on until it grows evenly; some seconds.
+
+    Few positions cost less than the optimizer's own temporaries: then the peak does not grow with them at first.
+    """
     unit = unit_of(run)
     model = stage_model(run)
     static = _static(run, model)
-    first, second = (dynamic_peak(run, model, units * unit) for units in PROBES)
-    per_unit = (second - first) / (PROBES[1] - PROBES[0])
+    units, slopes = PROBES, [0.0]
+    peaks = [dynamic_peak(run, model, units * unit)]
+    while len(peaks) < 3 or (slopes[-1] > EVEN * slopes[-2] and units < LARGEST_PROBE):
+        units *= 2
+        peaks.append(dynamic_peak(run, model, units * unit))
+        slopes.append((peaks[-1] - peaks[-2]) / (units / 2))
     return Plan(
-        stage=run.stage, unit=unit, weights=static[0], gradients=static[1], moments=static[2], per_unit=per_unit,
-        base=first - PROBES[0] * per_unit,
+        stage=run.stage, unit=unit, weights=static[0], gradients=static[1], moments=static[2],
+        per_unit=slopes[-1], base=peaks[-1] - units * slopes[-1], least=peaks[0],
     )  # fmt: skip
 
 
