@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Train one stage, or all of them in order; a finished stage with the same settings is reused.
 
-    With torchrun, processes share the work: `torchrun --nproc-per-node 2 -m muomni train ...`.
+    With torchrun, processes share the work: `torchrun --nproc-per-node 2 -m -- muomni train ...`.
 
     Args:
         size: nano, tiny or base.

@@ -230,8 +230,8 @@ class Step:
         if self.world.size > 1:
             # The others are in the middle of a backward that this process cannot join again.
             raise OutOfMemory(
-                f"stage {self.stage.name}: out of memory on process {self.world.rank} of {self.world.size}; choose "
-                "smaller train.batch_tokens and train.batch_items with more train.micro_batches, or train.shard=true."
+                f"stage {self.stage.name}: out of memory on process {self.world.rank} of {self.world.size}; go on with "
+                "train.recompute=true or train.shard=true, or choose more and smaller train.micro_batches."
             ) from error
         self.parts *= 2
         if self.parts > MOST_PARTS:

@@ -124,7 +124,7 @@ class Joined(AbstractContextManager[World]):
         if missing := [name for name in NEEDED if name not in os.environ]:
             raise UserError(
                 f"WORLD_SIZE is {size}, but {', '.join(missing)} of the environment is missing; start with "
-                f"`torchrun --nproc-per-node {size} -m muomni train ...`, or unset WORLD_SIZE."
+                f"`torchrun --nproc-per-node {size} -m -- muomni train ...`, or unset WORLD_SIZE."
             )
         self._cuda = torch.cuda.is_available()
         if self._cuda:
