@@ -201,11 +201,14 @@ class TrainConfig:
     """A step replayed as CUDA graphs; auto: on CUDA, where the stage allows it."""
     bad_steps: int = 5
     """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
+    bad_samples: float = 0.01
+    """Share of a split's samples that may be unreadable: these are left out and listed, more end the run."""
 
 
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
     "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),
+    "train.bad_samples": (0, 1),
 }  # fmt: skip
 
 

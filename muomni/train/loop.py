@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from muomni.train.step import Step
 from muomni.train.writer import Writer
 
 _LOG = logging.getLogger(__name__)
+
+FREE = ("bad_samples", "keep", "workers")
+"""Fields of TrainConfig that change no step: a run goes on with others."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called as progress(step, steps, metrics of the last row)."""
@@ -49,6 +52,10 @@ class Result:
     """Steps whose update was left out because a loss or gradient was not finite."""
     spikes: int = 0
     """Steps whose update was left out because the gradient norm was far above the ordinary."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples of each split that could not be used; quarantine.jsonl lists them."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Sound samples of each split that the configuration has no room for."""
     directory: Path
 
     @property
@@ -74,10 +81,10 @@ def train(
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
     on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
-    over and keep the old run as `<stage>.previous`.
+    over and keep the old run as `<stage>.previous`. Settings named in FREE may be others.
     device: None takes CUDA where there is one.
-    Raises StageOrderError, CheckpointError; KeyboardInterrupt on SIGINT or SIGTERM after saving, saying at
-    which step.
+    Raises StageOrderError, CheckpointError, BadDataError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
+    saying at which step.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
@@ -89,20 +96,30 @@ def train(
         if record is not None:
             check_same_model(record["config"]["model"], run.model, keys=("size",), where=directory)
         parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
-        same = resume and record is not None and (record["config"], record["parents"]) == (config, parents)
+        same = (
+            resume and record is not None
+            and (_bound(record["config"]), record["parents"]) == (_bound(config), parents)
+        )  # fmt: skip
         whole = record is not None and checkpoint.newest_step(directory) == record["step"]
         if same and whole and record is not None and record["complete"]:
             figures = [Figure(**values) for values in record["figures"]]
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
+                quarantined=record.get("quarantined", {}), dropped=record.get("dropped", {}),
             )  # fmt: skip
         model = stage.build(run, root).to(where)
         if record is not None and not same:
             _set_aside(directory)
+        stage.quarantine.open(directory, resume=same)
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress
         ).run_all()
+
+
+def _bound(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without those of FREE."""
+    return config | {"train": {k: v for k, v in config["train"].items() if k not in FREE}}
 
 
 def _set_aside(directory: Path) -> None:
@@ -162,6 +179,8 @@ class _Trainer:
             "complete": complete,
             "parents": self.parents,
             "figures": [asdict(figure) for figure in figures or []],
+            "quarantined": self.stage.quarantine.counts(),
+            "dropped": self.stage.quarantine.dropped,
             "seconds": round(self.seconds, 2),
             "device": str(self.device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -218,6 +237,7 @@ class _Trainer:
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
+            quarantined=record["quarantined"], dropped=record["dropped"],
         )  # fmt: skip
 
     @torch.no_grad()

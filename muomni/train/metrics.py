@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from muomni import files
 from muomni.plot import line_plot
 
 
@@ -18,13 +19,12 @@ class RunLog:
         self.path = directory / "metrics.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(directory) if row["step"] <= after]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        files.replace(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; non-finite numbers become null, which JSON can hold."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        files.append(self.path, json.dumps(clean) + "\n")
 
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
@@ -47,4 +47,4 @@ def write_plot(directory: Path, title: str) -> None:
             if key.startswith("loss/") and value is not None:
                 series.setdefault(key.removeprefix("loss/"), []).append((row["step"], value))
     if series:
-        (directory / "loss.svg").write_text(line_plot(series, title=title, y_label="mean loss"))
+        files.replace(directory / "loss.svg", line_plot(series, title=title, y_label="mean loss"))
