@@ -1,4 +1,4 @@
-"""The command line: demo, train, plan, eval, chat, say, data, doctor.
+"""The command line: demo, train, runs, plan, eval, chat, say, data, doctor.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -81,6 +81,7 @@ def train(
     run: Run = Path("runs/nano"),
     seed: int = 0,
     compile: Literal["auto", "on", "off"] = "auto",
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = (),
     settings: Settings = (),
 ) -> None:
     """Train one stage, or all of them in order; a finished stage with the same settings is reused.
@@ -90,6 +91,7 @@ def train(
         stage: text, audio, vision, codec, omni, talker or all.
         seed: Seed of initialisation, order, augmentation and dropout.
         compile: Losses and gradients through torch.compile; auto: on CUDA only.
+        track: Trackers that are told every row; wandb stays offline unless WANDB_MODE says otherwise.
     """
     from muomni.config import STAGES
     from muomni.demo import train_stage
@@ -99,8 +101,29 @@ def train(
     console = _console()
     for name in STAGES if stage == "all" else (stage,):
         config = override(recipe(size, name), [f"seed={seed}", f"train.compile={compile}", *settings])
-        result = train_stage(config, run, console=console)
+        result = train_stage(config, run, console=console, track=track)
         print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
+
+
+@app.command
+def runs(
+    folder: Positional[Path] = Path("."),
+    *,
+    json_: Annotated[bool, arg(name="json", help="Print JSON.")] = False,
+) -> None:
+    """List every run below a folder: each stage's state, step, last loss, speed, seconds and age.
+
+    Args:
+        folder: Where to look.
+    """
+    from muomni.runs import find_runs, table
+
+    found = find_runs(folder)
+    if json_:
+        print(json.dumps(found, indent=2))
+        return
+    for line in table(found):
+        print(line)
 
 
 @app.command
@@ -121,7 +144,8 @@ def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", setti
 
     config = override(recipe(size, stage), list(settings))
     usable = planner.parse_memory(memory)
-    for line in planner.table(planner.plan(config), config, usable):
+    chosen, found = planner.choose(config, usable)
+    for line in planner.table(found, chosen, usable):
         print(line)
 
 

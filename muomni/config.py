@@ -193,6 +193,8 @@ class TrainConfig:
     """Augment pictures and clips."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the losses' arithmetic; auto: bf16 on CUDA. Weights, gradients and moments are float32 always."""
+    recompute: bool = False
+    """Compute blocks again in the backward instead of keeping what they made: less memory, about a third more work."""
     workers: int = -1
     """Background processes that make batches; -1: 2 on CUDA, none on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -26,7 +26,7 @@ from muomni.evaluate.report import Report, Section, Sound, Turn, picture, render
 from muomni.infer.session import Session, load
 from muomni.models.omni import parameter_table
 from muomni.plot import line_plot
-from muomni.progress import bar
+from muomni.progress import bar, training
 from muomni.recipes import recipe, shortened
 from muomni.train import checkpoint, metrics
 from muomni.train.loop import Result, train
@@ -36,20 +36,13 @@ N_EXAMPLES = 8
 """Held-out examples shown in each of the report's tables."""
 
 
-def train_stage(run: RunConfig, root: Path, *, console: Console) -> Result:
-    """Train one stage under a progress bar; a finished one is reused.
+def train_stage(run: RunConfig, root: Path, *, console: Console, track: Sequence[str] = ()) -> Result:
+    """Train one stage and show how it goes; a finished one is reused. track: see train/trackers.py.
 
     Raises what the loop raises: a missing prerequisite, a checkpoint of another size, an interruption.
     """
-
-    def note(row: dict[str, float]) -> str:
-        loss = [f"{k.removeprefix('loss/')} {v:.3f}" for k, v in row.items() if k.startswith("loss/") and v]
-        return ", ".join(loss[:3])
-
-    with bar(run.stage, console) as update:
-        result = train(
-            stage(run), run, root, progress=lambda step, steps, row: update(step, steps, note(row))
-        )
+    with training(run.stage, console) as update:
+        result = train(stage(run), run, root, progress=update, track=track)
     if result.reused:
         console.print(f"{run.stage:<10} finished before, reused")
     for split, count in result.quarantined.items():
@@ -58,7 +51,7 @@ def train_stage(run: RunConfig, root: Path, *, console: Console) -> Result:
         )
     for split, count in result.dropped.items():
         if count:
-            console.print(f"{run.stage:<10} {count} {split} samples left out: too long for the context")
+            console.print(f"{run.stage:<10} {count} {split} samples left out: no room in the context")
     return result
 
 

@@ -12,6 +12,11 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 
+STYLE = (
+    "text{font:11px sans-serif;fill:#334155}.title{font-weight:bold;font-size:13px}"
+    ".tick{font-size:10px;fill:#64748b}.grid{stroke:#e2e8f0}"
+)
+"""How a plot that stands in a file of its own looks; a report brings its own style."""
 COLOURS: tuple[str, ...] = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#475569")
 
 
@@ -90,8 +95,25 @@ def line_plot(
     return "".join(parts) + "</svg>"
 
 
+def svg_file(plots: Sequence[str], *, width: int = 460, height: int = 230) -> str:
+    """Plots of `line_plot`, all of one width and height, below one another as one SVG file that a browser shows."""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height * len(plots)}" width="{2 * width}">',
+        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#ffffff"/>',
+    ]
+    for i, plot in enumerate(plots):
+        place = f'<svg y="{i * height}" width="{width}" height="{height}" '
+        parts.append(place + plot.removeprefix("<svg "))
+    return "".join(parts) + "</svg>\n"
+
+
 def png_data_uri(rows: Sequence[Sequence[float]], *, low: float, high: float) -> str:
-    """A heat map as a PNG data URI: rows top to bottom, values low..high from dark blue to yellow."""
+    """`png` as a data URI."""
+    return data_uri(png(rows, low=low, high=high), "image/png")
+
+
+def png(rows: Sequence[Sequence[float]], *, low: float, high: float) -> bytes:
+    """A heat map as a PNG file: rows top to bottom, values low..high from dark blue to yellow."""
     n_rows, n_columns = len(rows), len(rows[0])
     scale = 1.0 / max(high - low, 1e-9)
     raw = bytearray()
@@ -106,8 +128,9 @@ def png_data_uri(rows: Sequence[Sequence[float]], *, low: float, high: float) ->
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", n_columns, n_rows, 8, 2, 0, 0, 0))
-    return data_uri(png + chunk(b"IDAT", zlib.compress(bytes(raw), 9)) + chunk(b"IEND", b""), "image/png")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", n_columns, n_rows, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(raw), 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
 
 
 def data_uri(payload: bytes, media_type: str) -> str:

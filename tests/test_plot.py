@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from muomni.plot import line_plot, png_data_uri
+from muomni.plot import line_plot, png_data_uri, svg_file
 
 
 def test_line_plot_is_well_formed_and_draws_every_finite_point() -> None:
@@ -26,6 +26,16 @@ def test_line_plot_is_well_formed_and_draws_every_finite_point() -> None:
 def test_line_plot_without_a_finite_point_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one finite point"):
         line_plot({"x": [(0, math.inf)]}, title="t")
+
+
+def test_plots_in_a_file_stand_below_one_another_in_the_svg_namespace() -> None:
+    plots = [line_plot({"x": [(0, 1.0), (1, y)]}, title=f"plot {y}") for y in (2.0, 3.0)]
+    root = ET.fromstring(svg_file(plots))
+    inner = [e for e in root if e.tag == "{http://www.w3.org/2000/svg}svg"]
+    assert [(e.get("y"), e.get("height"), e.get("aria-label")) for e in inner] == [
+        ("0", "230", "plot 2.0"), ("230", "230", "plot 3.0"),
+    ]  # fmt: skip
+    assert root.get("viewBox") == "0 0 460 460"
 
 
 def test_png_holds_the_pixels() -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from muomni.nn.attention import Attention
 from muomni.nn.cache import CacheLayer, KVCache
@@ -127,7 +128,9 @@ class Stack(nn.Module):
     ) -> None:
         """As `Block`."""
         super().__init__()
-        self.conv_kernel = conv_kernel
+        self.conv_kernel, self.dropout = conv_kernel, dropout
+        self.recompute = False
+        """Keep each block's inputs alone for the backward, which computes the rest again: less memory, more time."""
         self.blocks = nn.ModuleList(
             Block(
                 d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, d_ff=d_ff,
@@ -149,8 +152,15 @@ class Stack(nn.Module):
         """Packed rows x (T, d_model) -> normalised states (T, d_model); arguments as `Attention.forward`."""
         same = same_document(cu_seqlens, len(x), kernel=self.conv_kernel) if self.conv_kernel else None
         branch = None
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x, branch = block(x, branch, cos, sin, cu_seqlens, max_seqlen, same)
+            arguments = (x, branch, cos, sin, cu_seqlens, max_seqlen, same)
+            # Only dropout draws: without it there is no generator to put back, which a CUDA graph could not.
+            x, branch = (
+                checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=self.dropout > 0)
+                if again
+                else block(*arguments)
+            )
         return self.norm.add(x, branch)[0]
 
     def step(

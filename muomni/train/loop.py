@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.settings import to_dict
-from muomni.train import checkpoint, collector
+from muomni.train import checkpoint, collector, samples, trackers
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
-from muomni.train.metrics import RunLog, write_plot
+from muomni.train.meter import Meter
+from muomni.train.metrics import RunLog, write_plots
 from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
+from muomni.train.status import Attended
 from muomni.train.step import Step
 from muomni.train.writer import Writer
 
@@ -76,19 +78,21 @@ def train(
     progress: Progress | None = None,
     resume: bool = True,
     device: str | torch.device | None = None,
+    track: Sequence[str] = (),
 ) -> Result:
     """Train one stage to its end and measure it on the validation split.
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
     on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
     over and keep the old run as `<stage>.previous`. Settings named in FREE may be others.
-    device: None takes CUDA where there is one.
-    Raises StageOrderError, CheckpointError, BadDataError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
-    saying at which step.
+    device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
+    Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
+    saving, saying at which step.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
     config = to_dict(run)
+    trackers.check(track)
     # The caller's generator is put back: training seeds the global one at every step.
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(step_seed(run.seed, 0))
@@ -113,7 +117,7 @@ def train(
             _set_aside(directory)
         stage.quarantine.open(directory, resume=same)
         return _Trainer(
-            stage, run, model=model, directory=directory, parents=parents, progress=progress
+            stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
 
 
@@ -141,9 +145,10 @@ class _Trainer:
         directory: Path,
         parents: dict[str, str | None],
         progress: Progress | None,
+        track: Sequence[str],
     ) -> None:
         self.stage, self.run, self.model, self.directory = stage, run, model, directory
-        self.parents, self.progress = parents, progress
+        self.parents, self.progress, self.track = parents, progress, track
         self.device = next(model.parameters()).device
         self.take = Step(stage, run, model)
         self.step = 0
@@ -151,7 +156,8 @@ class _Trainer:
         self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
-        self.log = RunLog(directory, after=self.step)
+        self.told: Sequence[trackers.Tracker] = ()
+        self.meter = Meter(stage, model, half=self.take.half)
         self.writer = Writer(directory, keep=run.train.keep)
         self._row: dict[str, Any] = {}
         self._start_row()
@@ -197,13 +203,19 @@ class _Trainer:
         self.writer.start(state)
 
     def run_all(self) -> Result:
-        """Train, save, measure."""
+        """Train, save, measure; run.json and the trackers know how it goes."""
+        attended = Attended(self.directory, self.record(complete=False), step=lambda: self.step)
+        tracking = trackers.tracking(self.track, self.directory, self.run, after=self.step)
+        with attended, tracking as self.told:
+            self.log = RunLog(self.directory, after=self.step, trackers=self.told)
+            return self._run_all()
+
+    def _run_all(self) -> Result:
         steps, save_every, eval_every = (
             self.run.train.steps,
             self.run.train.save_every,
             self.run.train.eval_every,
         )
-        checkpoint.write_json(self.directory / "run.json", self.record(complete=False))
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
         with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
@@ -222,16 +234,19 @@ class _Trainer:
                 if self.progress is not None:
                     self.progress(self.step, steps, self._row)
                 if self.step == steps or (save_every and self.step % save_every == 0):
-                    self.save()
-                    quiet.collect()
+                    with self.meter.apart():
+                        self.save()
+                        quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
-                    self.log.write({"step": self.step, **{f"eval/{f.name}": f.value for f in self.measure()}})
-                    self.stage.set_mode(self.model)
+                    with self.meter.apart():
+                        self.log.write(self.measure()[1])
+                        self.stage.set_mode(self.model)
                 if stopped and self.step < steps:
                     self.save()
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
-        figures = self.measure()
-        write_plot(self.directory, f"{self.stage.name}: training loss")
+        figures, row = self.measure()
+        self.log.tell(row)
+        write_plots(self.directory, self.stage.name)
         record = self.record(complete=True, figures=figures)
         checkpoint.write_json(self.directory / "run.json", record)
         return Result(
@@ -241,14 +256,19 @@ class _Trainer:
         )  # fmt: skip
 
     @torch.no_grad()
-    def measure(self) -> list[Figure]:
-        """Held-out figures on the validation split, of the averaged weights where there are any."""
+    def measure(self) -> tuple[list[Figure], dict[str, Any]]:
+        """Held-out figures and samples of the validation split, of the averaged weights where there are any.
+
+        Returns the figures, and they and the samples' numbers as a row of the log.
+        """
         self.model.eval()
         torch.manual_seed(step_seed(self.run.seed, 1))
         with contextlib.ExitStack() as averaged:
             for optimizer in self.take.optimizers.values():
                 averaged.enter_context(optimizer.averaged())
-            return self.stage.evaluate(self.model, "validation")
+            figures = self.stage.evaluate(self.model, "validation")
+            shown = samples.write(self.stage, self.model, self.directory, step=self.step)
+        return figures, {"step": self.step, **{f"eval/{f.name}": f.value for f in figures}, **shown}
 
     def _roll_back(self, longest: int) -> bool:
         """Go back to the last checkpoint, but not to its data: what made `longest` steps fail is not repeated.
@@ -269,7 +289,7 @@ class _Trainer:
         self.position = position
         faults.rolled_back(step=failed_at, counted=counted)
         _LOG.warning("%s; on from step %d with the data from position %d.", what, self.step, position)
-        self.log = RunLog(self.directory, after=self.step)
+        self.log = RunLog(self.directory, after=self.step, trackers=self.told)
         self.log.write({"step": self.step, "rolled_back_from": failed_at, "position": position})
         self._start_row()
         return self.step < failed_at
@@ -310,9 +330,12 @@ class _Trainer:
         def fetch(parts: int) -> list[list[Any]]:
             return [self.stage.batch(position, parts) for position in range(start, start + n)]
 
-        micro = [next(feed) for _ in range(n)]
+        micro, parts = [next(feed) for _ in range(n)], self.take.parts
         self.position += n
         taken = self.take(micro, fetch, step=self.step)
+        if self.take.parts != parts:
+            # What is metered is what fitted.
+            micro = fetch(self.take.parts)
         for key, value in taken.seen.items():
             left = torch.where(taken.bad > 0, torch.zeros_like(value), value)
             self._sums[key] = self._sums.get(key, 0) + left
@@ -320,17 +343,14 @@ class _Trainer:
         self._good = self._good + (1 - taken.bad)
         self.step += 1
         self._lr = taken.lr
-        for batch in (piece for pieces in micro for piece in pieces):
-            used, room = self.stage.fill(batch)
-            self._used, self._room = self._used + used, self._room + room
+        self.meter.add([piece for pieces in micro for piece in pieces])
 
     def _start_row(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self.faults.new_row()
         self._good: torch.Tensor | float = 0.0
-        self._used = self._room = 0
         self._lr = 0.0
-        self._since = time.perf_counter()
+        self.meter.start()
 
     def _write_row(self) -> None:
         """Read the sums back once and append a row."""
@@ -345,8 +365,7 @@ class _Trainer:
             "skipped": int(skipped),
             "spikes": int(spikes),
             "longest_bad": int(longest_bad),
-            "tokens_per_second": round(self._used / max(time.perf_counter() - self._since, 1e-9), 1),
-            "fill_rate": round(self._used / max(self._room, 1), 4),
+            **self.meter.values(),
         }
         self.log.write(self._row)
         self._start_row()

@@ -3,6 +3,7 @@
 Weights, gradients and moments are counted; the rest of a step's peak is measured at two small micro-batches on this
 machine's CPU and drawn on as a straight line: every batch is packed, so nothing grows faster than its positions.
 No data and no trained stage are needed. The backends are those of the CPU; a GPU's keep other temporaries.
+Precision "auto" is planned as a GPU has it: bf16.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from muomni.train.stages import stage as make_stage
 from muomni.train.stages import talker, vision
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.codec import CROP, FrameBatch
+from muomni.train.step import Step
 
 RESERVED = int(0.8 * 2**30)
 """Bytes of a card that its driver and context take: 11.2 of 12 GiB are left."""
 PROBES = (2, 4)
 """Units of the two measured micro-batches."""
+ENOUGH = 16_384
+"""Positions of a micro-batch beyond which a larger one is no faster."""
 LARGEST = 1 << 20
 """Most units a plan names."""
 
@@ -103,6 +107,29 @@ def plan(run: RunConfig) -> Plan:
     )  # fmt: skip
 
 
+def choose(run: RunConfig, memory: int) -> tuple[RunConfig, Plan]:
+    """The settings that hold ENOUGH positions in `memory` bytes at the least cost: blocks kept, else computed again.
+
+    Where neither holds them, the one with more room. Returns the run with its largest micro-batch, and its plan.
+    Raises UserError when not even the smallest fits.
+    """
+    found: list[tuple[int, RunConfig, Plan]] = []
+    for again in (False, True) if not run.train.recompute else (True,):
+        candidate = dataclasses.replace(run, train=dataclasses.replace(run.train, recompute=again))
+        planned = plan(candidate)
+        try:
+            n = planned.fitting(memory) * planned.unit
+        except UserError:
+            if again and not found:
+                raise
+            continue
+        found.append((n, candidate, planned))
+        if n >= ENOUGH:
+            break
+    n, candidate, planned = max(found, key=lambda entry: min(entry[0], ENOUGH))
+    return scaled(candidate, n), planned
+
+
 def unit_of(run: RunConfig) -> int:
     """Positions of the smallest step between micro-batches: one context, or a few pictures."""
     return 8 if run.stage == "vision" else run.model.max_seq_len
@@ -116,20 +143,23 @@ def scaled(run: RunConfig, n: int) -> RunConfig:
 
 
 def table(found: Plan, run: RunConfig, memory: int) -> list[str]:
-    """What `muomni plan` prints: the parts of the peak at the largest micro-batch that fits, and its settings."""
-    units = found.fitting(memory)
-    peak, train = found.peak(units), scaled(run, units * found.unit).train
+    """What `muomni plan` prints of `choose`: the parts of the peak, and the settings that give it."""
+    train = run.train
+    n = train.batch_items if run.stage == "vision" else train.batch_tokens
+    peak = found.peak(n // found.unit)
     rest = peak - found.weights - found.moments - found.gradients
     rows = [
         ("weights and buffers", found.weights), ("gradients", found.gradients), ("moments", found.moments),
         ("batch, activations, temporaries", rest), ("peak", peak), ("usable", memory),
     ]  # fmt: skip
-    what = f"{train.batch_items} pairs" if run.stage == "vision" else f"{train.batch_tokens} positions"
+    what = f"{n} {'pairs' if run.stage == 'vision' else 'positions'}"
     names = ("batch_items",) if run.stage == "vision" else ("batch_tokens", "batch_items")
+    kept = "blocks computed again" if train.recompute else "blocks kept"
+    precision = "float32" if train.precision == "fp32" else "bf16"
     return [
         *(f"{name:<34}{size / 2**20:>12,.1f} MiB" for name, size in rows),
-        f"micro-batch: {what} (float32, eager, {found.per_unit / found.unit / 2**10:,.1f} KiB each)",
-        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in names)}",
+        f"micro-batch: {what} ({precision}, eager, {kept}, {found.per_unit / found.unit / 2**10:,.1f} KiB each)",
+        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in (*names, 'recompute'))}",
     ]
 
 
@@ -146,20 +176,17 @@ def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
     n: batch_tokens, or pairs of stage vision. The second step is measured; the first fills caches. `model` is updated.
     """
     run = scaled(run, n)
+    precision = "bf16" if run.train.precision == "auto" else run.train.precision
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
     stage = make_stage(run)
     stage.set_mode(model)
-    optimizer = Optimizer(stage.parameters(model, stage.phases[0]), run.optim)
+    take = Step(stage, run, model)
 
     def step() -> None:
         batch = _batch(stage, run)
-        counts = stage.counts(batch)
-        sums = stage.losses(model, batch, stage.phases[0])
-        loss = torch.stack([stage.weights[k] * v / counts[k] for k, v in sums.items()]).sum()
-        del sums
-        loss.backward()
-        optimizer.step(loss.detach(), 0.0)
-        stage.after_step(model)
-        optimizer.zero_grad()
+        take([[batch]], lambda parts: [[batch]], step=0)
+        for optimizer in take.optimizers.values():
+            optimizer.zero_grad()
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -151,6 +151,13 @@ class Stage(Protocol):
         """Held-out figures with their trivial baselines; leaves the model in eval mode."""
         ...
 
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """Writes a few samples of a held-out split into a folder, which it makes, and gives some numbers about them.
+
+        The same items each time; the model is in eval mode and stays so.
+        """
+        ...
+
 
 class StageBase:
     """Defaults most stages share; a stage may replace any of them."""
@@ -184,6 +191,10 @@ class StageBase:
         """Train mode for the parts this stage owns, eval mode for all others."""
         for name, part in model.named_children():
             part.train(name in self.saved)
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """No samples."""
+        return {}
 
     def device(self, model: nn.Module) -> torch.device:
         """Where the model is."""

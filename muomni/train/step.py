@@ -13,6 +13,7 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.errors import UserError
+from muomni.models.memory import recompute
 from muomni.train.compiled import loss_function
 from muomni.train.graphed import Record, Replay, recorder, update_is_capturable
 from muomni.train.optim import Optimizer, Outcome
@@ -58,6 +59,7 @@ class Step:
         self.device = next(model.parameters()).device
         self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
         self.losses = loss_function(stage, run.train.compile, device=self.device)
+        recompute(model, run.train.recompute)
         self.half = in_half(run.train.precision, self.device)
         self.record = record or recorder(stage, run.train, device=self.device)
         self._gradient: dict[str, Replay[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}

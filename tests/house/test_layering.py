@@ -20,10 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parts": set(),
     "config": {"budget", "parts", "settings", "tokens"},
     "recipes": {"config", "settings"},
+    "alive": set(),
+    "runs": {"alive", "config", "errors"},
     "nn": {"muomni_kernels"},
     "models": {"nn", "muomni_kernels"} | BASE,
     "data": {"muomni_kernels"} | BASE,
-    "train": {"models", "data", "metrics", "plot"} | BASE,
+    "train": {"models", "data", "alive", "metrics", "plot"} | BASE,
     "infer": {"models", "data"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }

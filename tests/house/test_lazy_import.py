@@ -47,7 +47,7 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
     )
     done = _run(code, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for verb in ("demo", "train", "eval", "chat", "say", "doctor", "data"):
+    for verb in ("demo", "train", "runs", "eval", "chat", "say", "doctor", "data"):
         assert verb in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,18 @@ from muomni.config import STAGES, RunConfig
 from muomni.errors import UserError
 from muomni.recipes import recipe
 from muomni.settings import override
-from muomni.train.plan import Plan, measured_peak, parse_memory, plan, scaled, table
+from muomni.train.plan import ENOUGH, Plan, choose, measured_peak, parse_memory, plan, scaled, table
 
 SmallRun = Callable[..., RunConfig]
 
 
+@pytest.mark.parametrize("changes", [{}, {"precision": "fp32"}, {"recompute": True}], ids=str)
 @pytest.mark.parametrize("name", STAGES)
-def test_prediction_is_within_ten_percent_of_a_small_step(name: str, small_run: SmallRun) -> None:
+def test_prediction_is_within_ten_percent_of_a_small_step(
+    name: str, changes: dict[str, Any], small_run: SmallRun
+) -> None:
     torch.set_num_threads(1)
-    run = small_run(name)
+    run = small_run(name, **changes)
     assert plan(run).peak(12) == pytest.approx(measured_peak(run, 12), rel=0.1)
 
 
@@ -41,15 +45,33 @@ def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
 
 
 def test_table_adds_up_and_names_settings_that_fit(small_run: SmallRun) -> None:
-    run = small_run("text")
-    found = plan(run)
-    *rows, _, settings = table(found, run, 200 * 2**20)
+    memory = 200 * 2**20
+    run, found = choose(small_run("text"), memory)
+    *rows, _, settings = table(found, run, memory)
     sizes = [float(row.split()[-2].replace(",", "")) for row in rows]
     *parts, peak, usable = sizes
     assert sum(parts) == pytest.approx(peak, abs=0.3) and peak <= usable == 200.0
     chosen = override(run, settings.removeprefix("--set ").split())
-    assert chosen == scaled(run, chosen.train.batch_tokens)
+    assert chosen == run == scaled(run, chosen.train.batch_tokens)
     assert measured_peak(run, chosen.train.batch_tokens // found.unit) <= 200 * 2**20 * 1.02
+
+
+def test_blocks_are_computed_again_only_where_keeping_them_leaves_too_little_room(
+    small_run: SmallRun,
+) -> None:
+    """Oracle: the plans of both ways, compared by hand."""
+    kept, again = plan(small_run("text")), plan(small_run("text", recompute=True))
+    assert again.per_unit < kept.per_unit
+    wide = kept.peak(ENOUGH // kept.unit)
+    assert not choose(small_run("text"), wide)[0].train.recompute
+    run, found = choose(small_run("text"), wide - 1)
+    assert (
+        run.train.recompute
+        and run.train.batch_tokens >= ENOUGH
+        and found.per_unit == pytest.approx(again.per_unit)
+    )
+    with pytest.raises(UserError, match="memory: one micro-batch of 512 needs"):
+        choose(small_run("text"), 2**20)
 
 
 def test_memory_is_a_cards_size_less_its_drivers_share() -> None:

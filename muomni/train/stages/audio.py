@@ -29,6 +29,7 @@ from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
 from muomni.train.stages.ctc import packed_ctc_loss
+from muomni.train.stages.written_samples import audio_samples
 
 SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
@@ -242,6 +243,10 @@ class AudioStage(StageBase):
                 n=len(references),
             )
         ]  # fmt: skip
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """Transcripts against what is said; see written_samples."""
+        return audio_samples(self, model, split, folder)
 
 
 def _waveform(item: Item) -> torch.Tensor:

@@ -17,6 +17,7 @@ from muomni.data.batch import Batch
 from muomni.data.usable import Item, Usable
 from muomni.models.codec import Codec
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
+from muomni.train.stages.spoken_samples import codec_samples
 
 CROP = 16
 """Code frames of a training crop (1.28 s)."""
@@ -177,3 +178,7 @@ class CodecStage(StageBase):
                 )
             )  # fmt: skip
         return figures
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """A recording beside its copy; see spoken_samples."""
+        return codec_samples(self, model, split, folder)

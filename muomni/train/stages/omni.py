@@ -25,6 +25,7 @@ from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
+from muomni.train.stages.written_samples import omni_samples
 
 
 class OmniStage(StageBase):
@@ -187,10 +188,9 @@ class OmniStage(StageBase):
         """Answer tokens, and positions for the balance loss."""
         return {"answer": n_targets(batch.labels), "balance": len(batch.input_ids)}
 
-    def hidden(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
-        """The Thinker's states over a batch, (T, d_model); the encoders run without gradients."""
-        thinker = part(model, "thinker", Thinker)
-        embeds = thinker.embed(batch.input_ids)
+    def embeds(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """A batch in the unified space, (T, d_model): tokens, and media on their places, encoded without gradients."""
+        embeds = part(model, "thinker", Thinker).embed(batch.input_ids)
         if batch.images is not None and batch.image_index is not None:
             with torch.no_grad():
                 seen = part(model, "vision", VisionEncoder)(batch.images).flatten(0, 1)
@@ -205,7 +205,12 @@ class OmniStage(StageBase):
             embeds = place_features(
                 embeds, part(model, "audio_projector", Projector)(heard), batch.audio_index
             )
-        return thinker(embeds, batch.positions, batch.cu_seqlens, batch.max_seqlen)
+        return embeds
+
+    def hidden(self, model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+        """The Thinker's states over a batch, (T, d_model)."""
+        embeds = self.embeds(model, batch)
+        return part(model, "thinker", Thinker)(embeds, batch.positions, batch.cu_seqlens, batch.max_seqlen)
 
     def losses(self, model: nn.Module, batch: PackedBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the answers."""
@@ -247,3 +252,7 @@ class OmniStage(StageBase):
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Answer losses by task, against the text-only model and against swapped media; see omni_figures."""
         return figures(self, model, split)
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """Answers to held-out questions; see written_samples."""
+        return omni_samples(self, model, split, folder)

@@ -24,6 +24,7 @@ from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
+from muomni.train.stages.spoken_samples import talker_samples
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
 
@@ -244,6 +245,10 @@ class TalkerStage(StageBase):
     def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
         """Code loss against unigrams and against another item's text; see talker_figures."""
         return figures(self, model, split)
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """A held-out text, spoken; see spoken_samples."""
+        return talker_samples(self, model, split, folder)
 
 
 def collate(

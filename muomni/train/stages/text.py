@@ -19,6 +19,7 @@ from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
 from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, part
+from muomni.train.stages.written_samples import text_samples
 
 
 def tokenizer_path(root: Path) -> Path:
@@ -143,3 +144,7 @@ class TextStage(StageBase):
                 )
             )  # fmt: skip
         return figures
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """Continuations of held-out conversations; see written_samples."""
+        return text_samples(self, model, split, folder)

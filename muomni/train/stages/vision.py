@@ -19,6 +19,7 @@ from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
 from muomni.train.stage import Figure, StageBase, generator, parent_checkpoint
 from muomni.train.stages.text import load_tokenizer
+from muomni.train.stages.written_samples import vision_samples
 
 MAX_CAPTION = 32
 """Tokens of a caption, BOS included; what is longer is cut."""
@@ -151,6 +152,10 @@ class VisionStage(StageBase):
                 baseline_name="chance", better="higher", n=recall.n,
             )
         ]  # fmt: skip
+
+    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+        """The nearest captions of held-out pictures; see written_samples."""
+        return vision_samples(self, model, split, folder)
 
 
 def _pixels(item: Item) -> torch.Tensor:

@@ -1,0 +1,85 @@
+"""Samples one can hear: a recording through the codec, and the Talker saying a text; spectrograms beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from muomni.data import embedded
+from muomni.models.codec import Codec
+from muomni.models.talker import Talker
+from muomni.train.samples import write_spectrograms, write_speech
+from muomni.train.stage import generator, part
+
+if TYPE_CHECKING:
+    from muomni.train.stages.codec import CodecStage
+    from muomni.train.stages.talker import TalkerStage
+
+Item = TypeVar("Item")
+MAX_FRAMES = 24
+"""Code frames of a sample (1.92 s): Griffin-Lim takes a good part of their duration."""
+TEMPERATURE = 0.7
+"""Of the codes the Talker draws; its likeliest ones are soon silence."""
+STOP_PROBABILITY = 0.5
+"""The Talker's stop output above which speech ends."""
+
+
+def codec_samples(
+    stage: CodecStage, model: nn.Module, split: embedded.Split, folder: Path
+) -> dict[str, float]:
+    """A recording above its copy (spectrogram.png), both through the vocoder (recording.wav, copy.wav).
+
+    Returns the copy's mean absolute log-mel error, natural-log units.
+    """
+    codec, mel = part(model, "codec", Codec), stage.config.mel
+    recordings = stage.clips(split)[: len(stage.data.speech(split))]
+    clip = longest_fitting(recordings, len)[:MAX_FRAMES].to(stage.device(model))
+    copy = codec.decode(codec.encode(clip[None]))[0]
+    shown = [frames.reshape(-1, mel.n_mels) for frames in (clip, copy)]
+    write_spectrograms(folder / "spectrogram.png", shown, mel)
+    write_speech(folder / "recording.wav", shown[0], stage.config)
+    write_speech(folder / "copy.wav", shown[1], stage.config)
+    return {"log-mel error": float((copy - clip).abs().mean()) * mel.std}
+
+
+def talker_samples(
+    stage: TalkerStage, model: nn.Module, split: embedded.Split, folder: Path
+) -> dict[str, float]:
+    """The text of a recording as the Talker says it (said.wav), below the recording (spectrogram.png).
+
+    Codes are drawn with the run's seed. Returns how many code frames the Talker took.
+    """
+    codec, talker = part(model, "codec", Codec), part(model, "talker", Talker)
+    device, mel = stage.device(model), stage.config.mel
+    chosen = longest_fitting(stage.utterances(split), lambda utterance: utterance.codes.shape[1])
+    states, embeds = (t[None].to(device) for t in (chosen.states, chosen.embeds))
+    n_text = min(states.shape[1], MAX_FRAMES)
+    told = talker.condition(states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES)
+    draw = generator(stage.run.seed, 4)
+
+    def sample(logits: torch.Tensor) -> torch.Tensor:
+        shares = (logits.float() / TEMPERATURE).softmax(-1).cpu()
+        return torch.multinomial(shares, 1, generator=draw)[:, 0].to(device)
+
+    state, previous = talker.new_state(1, MAX_FRAMES), None
+    frames: list[torch.Tensor] = []
+    for t in range(MAX_FRAMES):
+        previous, stop = talker.step(previous, told[:, t], state, sample)
+        frames.append(previous)
+        if t >= n_text and float(stop) > STOP_PROBABILITY:
+            break
+    said = codec.decode(torch.stack(frames, dim=2))[0].reshape(-1, mel.n_mels)
+    recorded = chosen.log_mel[: MAX_FRAMES * stage.config.codec.factor]
+    write_spectrograms(folder / "spectrogram.png", [recorded, said], mel)
+    write_speech(folder / "said.wav", said, stage.config)
+    return {"frames": float(len(frames))}
+
+
+def longest_fitting(items: Sequence[Item], length: Callable[[Item], int]) -> Item:
+    """The longest item of at most MAX_FRAMES, or the shortest when all are longer."""
+    fitting = [item for item in items if length(item) <= MAX_FRAMES]
+    return max(fitting, key=length) if fitting else min(items, key=length)
