@@ -175,7 +175,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     assert state.keys() == straight[0].keys()
     assert [k for k in state if not torch.equal(state[k], straight[0][k])] == []
     assert (losses, record) == straight[1:]
-    assert (root / "text" / "loss.svg").read_text().endswith("</svg>")
+    assert (root / "text" / "loss.svg").read_text().endswith("</svg>\n")
 
 
 def test_a_disk_full_at_the_very_end_costs_no_step(
