@@ -78,9 +78,10 @@ def train(
     *,
     size: str = "nano",
     stage: str = "all",
-    run: Run = Path("runs/nano"),
+    run: Annotated[Path | None, arg(help="Directory of the trained stages; default: runs/SIZE.")] = None,
     seed: int = 0,
     compile: Literal["auto", "on", "off"] = "auto",
+    graph: Literal["auto", "on", "off"] = "auto",
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = (),
     settings: Settings = (),
 ) -> None:
@@ -91,6 +92,7 @@ def train(
         stage: text, audio, vision, codec, omni, talker or all.
         seed: Seed of initialisation, order, augmentation and dropout.
         compile: Losses and gradients through torch.compile; auto: on CUDA only.
+        graph: Steps replayed as CUDA graphs; auto: on CUDA, where the stage allows it.
         track: Trackers that are told every row; wandb stays offline unless WANDB_MODE says otherwise.
     """
     from muomni.config import STAGES
@@ -99,9 +101,10 @@ def train(
     from muomni.settings import override
 
     console = _console()
+    own = [f"seed={seed}", f"train.compile={compile}", f"train.graph={graph}"]
     for name in STAGES if stage == "all" else (stage,):
-        config = override(recipe(size, name), [f"seed={seed}", f"train.compile={compile}", *settings])
-        result = train_stage(config, run, console=console, track=track)
+        config = override(recipe(size, name), [*own, *settings])
+        result = train_stage(config, run or Path("runs", size), console=console, track=track)
         print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
 
 

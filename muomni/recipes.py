@@ -111,7 +111,7 @@ _SCALED: dict[str, tuple[TrainConfig, OptimConfig]] = {
         OptimConfig(lr=1e-3),
     ),
     "audio": (
-        TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500),
+        TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=256, save_every=500),
         OptimConfig(lr=1e-3),
     ),
     "vision": (TrainConfig(steps=4_000, batch_items=256, save_every=500), OptimConfig(lr=1e-3)),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from muomni.config import RunConfig
+from muomni.config import FREE, RunConfig
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector, samples, trackers
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
@@ -30,9 +30,6 @@ from muomni.train.step import Step
 from muomni.train.writer import Writer
 
 _LOG = logging.getLogger(__name__)
-
-FREE = ("bad_samples", "keep", "workers")
-"""Fields of TrainConfig that change no step: a run goes on with others."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called as progress(step, steps, metrics of the last row)."""
@@ -83,8 +80,8 @@ def train(
     """Train one stage to its end and measure it on the validation split.
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
-    on from its newest complete checkpoint, bit for bit on a CPU; other settings, or resume=False, start
-    over and keep the old run as `<stage>.previous`. Settings named in FREE may be others.
+    on from its newest complete checkpoint, bit for bit on a CPU; other settings (but those of config.FREE), or
+    resume=False, start over and keep the old run as `<stage>.previous`.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
     Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
     saving, saying at which step.
@@ -101,9 +98,10 @@ def train(
             check_same_model(record["config"]["model"], run.model, keys=("size",), where=directory)
         parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
         same = (
-            resume and record is not None
-            and (_bound(record["config"]), record["parents"]) == (_bound(config), parents)
-        )  # fmt: skip
+            resume
+            and record is not None
+            and (_result_of(record["config"]), record["parents"]) == (_result_of(config), parents)
+        )
         whole = record is not None and checkpoint.newest_step(directory) == record["step"]
         if same and whole and record is not None and record["complete"]:
             figures = [Figure(**values) for values in record["figures"]]
@@ -121,8 +119,8 @@ def train(
         ).run_all()
 
 
-def _bound(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings without those of FREE."""
+def _result_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run's result depends on."""
     return config | {"train": {k: v for k, v in config["train"].items() if k not in FREE}}
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from muomni.config import OptimConfig, RunConfig, TrainConfig
+from muomni.config import FREE, OptimConfig, RunConfig, TrainConfig
 from muomni.models.weights import CheckpointError
 from muomni.recipes import model
 from muomni.train.loop import Result, train
@@ -80,7 +80,7 @@ class LineStage(StageBase):
 
 def _run(steps: int = 6, **changes: Any) -> RunConfig:
     return RunConfig(
-        stage="text", model=model("nano"), train=TrainConfig(steps=steps, log_every=1, **changes),
+        stage="text", model=model("nano"), train=TrainConfig(**{"steps": steps, "log_every": 1, **changes}),
         optim=OptimConfig(lr=0.05, warmup_steps=1),
     )  # fmt: skip
 
@@ -125,6 +125,30 @@ def test_other_settings_start_over_and_keep_the_old_run(tmp_path: Path) -> None:
     other = train(LineStage(_run(4)), _run(4), tmp_path)
     assert other.step == 4 and not other.reused
     assert json.loads((tmp_path / "text.previous" / "run.json").read_text())["step"] == 6
+
+
+def test_settings_of_how_a_run_is_made_do_not_start_it_over(tmp_path: Path) -> None:
+    """FREE names fields there are; a run that ended goes on with others of them, and is that of the first ones."""
+    other = {
+        "workers": 1,
+        "save_every": 2,
+        "keep": 5,
+        "bad_samples": 0.5,
+        "log_every": 3,
+        "eval_every": 2,
+        "recompute": True,
+    }
+    assert set(other) | {"compile", "graph"} == set(FREE)
+    straight = train(LineStage(_run(6)), _run(6), tmp_path / "a")
+    stopped = LineStage(_run(6))
+    stopped.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, _run(6), tmp_path / "b")
+    resumed = train(LineStage(_run(6, **other)), _run(6, **other), tmp_path / "b")
+    assert not (tmp_path / "b" / "text.previous").exists()
+    assert _weights(straight).keys() == _weights(resumed).keys()
+    assert all(torch.equal(v, _weights(resumed)[k]) for k, v in _weights(straight).items())
+    assert train(LineStage(_run(6)), _run(6), tmp_path / "b").reused
 
 
 @pytest.mark.parametrize("stop_at", [0, 3])
