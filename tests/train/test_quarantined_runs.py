@@ -16,6 +16,7 @@ import soundfile
 import torch
 from torch import nn
 
+from muomni import cli, demo
 from muomni.config import STAGES, OptimConfig, RunConfig, TrainConfig
 from muomni.data import embedded
 from muomni.data.media import MAX_TEXT_BYTES, MediaError
@@ -331,3 +332,27 @@ def test_a_budget_exceeded_while_training_stops_and_may_be_raised_for_the_same_r
     a, b = _state(straight), _state(result)
     assert [k for k in a if not torch.equal(a[k], b[k])] == []
     assert not (tmp_path / "a" / "text.previous").exists() and len(_listed(result.directory)) == 3
+
+
+def test_the_command_says_how_many_and_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Printed at the end, logged when found, one line and exit code 2 beyond the budget; also when it is reused."""
+    monkeypatch.setattr(demo, "stage", LazyStage)
+    where = tmp_path / "text" / NAME
+
+    def run(share: float) -> int:
+        settings = ["train.steps=12", "train.save_every=2", "train.workers=0", f"train.bad_samples={share}"]
+        try:
+            cli.main(["train", "--stage", "text", "--run", str(tmp_path), "--set", *settings])
+        except SystemExit as error:
+            return int(error.code or 0)
+        return 0
+
+    assert run(0.05) == cli.EXIT_USER_ERROR
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert told.startswith("muomni: stage text: 3 of 40 samples of split train cannot be used, at most 5 %")
+    for _ in range(2):
+        assert run(0.08) == 0
+        shown = " ".join(capfd.readouterr().out.split())
+        assert f"text 3 unusable train samples left out, listed in {where}" in shown
