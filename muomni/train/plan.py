@@ -97,7 +97,7 @@ def parse_memory(text: str) -> int:
 def plan(run: RunConfig) -> Plan:
     """Measure a stage's step at the two sizes of PROBES; a few seconds."""
     unit = unit_of(run)
-    model = _model(run)
+    model = stage_model(run)
     static = _static(run, model)
     first, second = (dynamic_peak(run, model, units * unit) for units in PROBES)
     per_unit = (second - first) / (PROBES[1] - PROBES[0])
@@ -165,7 +165,7 @@ def table(found: Plan, run: RunConfig, memory: int) -> list[str]:
 
 def measured_peak(run: RunConfig, units: int) -> int:
     """Peak bytes of one real step with a micro-batch of so many units."""
-    model = _model(run)
+    model = stage_model(run)
     weights, _, moments = _static(run, model)
     return weights + moments + dynamic_peak(run, model, units * unit_of(run))
 
@@ -210,7 +210,7 @@ def _static(run: RunConfig, model: nn.Module) -> tuple[int, int, int]:
     return weights, sum(p.nbytes for p in trained.values()), moments
 
 
-def _model(run: RunConfig) -> nn.Module:
+def stage_model(run: RunConfig) -> nn.Module:
     """A stage's parts with random weights, those of its parents frozen."""
     cfg = run.model
     parts: dict[str, nn.Module]

@@ -21,6 +21,7 @@ class Writer:
         # Its thread is joined when the process ends: a checkpoint that was begun is finished.
         self._executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: futures.Future[Path] | None = None
+        self._copies: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> Writer:
         return self
@@ -35,12 +36,17 @@ class Writer:
     def start(self, state: Checkpoint) -> None:
         """Copy the tensors to the host and write them behind the caller's back.
 
-        Waits for the write before, if it is still going on: at most one is. Raises what that one raised.
+        Waits for the write before, if it is still going on: at most one is. Raises what that one raised. The copies'
+        memory is kept for the next ones: fresh pages would cost more than the copying.
         """
         self.wait()
         copied = Checkpoint(
-            weights=_copies(state.weights), optimizer=_copies(state.optimizer), record=state.record
+            weights=self._copied("weights", state.weights),
+            optimizer=self._copied("optimizer", state.optimizer),
+            record=state.record,
         )
+        if any(t.is_cuda for t in state.weights.values()):
+            torch.cuda.synchronize()
         self._write = self._executor.submit(checkpoint.save, self._stage_dir, copied, keep=self._keep)
 
     def wait(self) -> None:
@@ -49,6 +55,13 @@ class Writer:
         if write is not None:
             write.result()
 
-
-def _copies(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+    def _copied(self, group: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        copied: dict[str, torch.Tensor] = {}
+        for name, value in state.items():
+            key = f"{group}/{name}"
+            kept = self._copies.get(key)
+            if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+                # Page-locked, a device writes it without waiting for each tensor.
+                kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            copied[name] = self._copies[key] = kept.copy_(value.detach(), non_blocking=True)
+        return copied
