@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Result:
     """Steps whose update was left out because a loss or gradient was not finite."""
     spikes: int = 0
     """Steps whose update was left out because the gradient norm was far above the ordinary."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples of each split that could not be used; quarantine.jsonl lists them."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Sound samples of each split that the configuration has no room for."""
     directory: Path
 
     @property
@@ -79,8 +83,8 @@ def train(
     on from its newest complete checkpoint, bit for bit on a CPU; other settings (but those of config.FREE), or
     resume=False, start over and keep the old run as `<stage>.previous`.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
-    Raises StageOrderError, CheckpointError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
-    saying at which step.
+    Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
+    saving, saying at which step.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
@@ -104,10 +108,12 @@ def train(
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
+                quarantined=record.get("quarantined", {}), dropped=record.get("dropped", {}),
             )  # fmt: skip
         model = stage.build(run, root).to(where)
         if record is not None and not same:
             _set_aside(directory)
+        stage.quarantine.open(directory, resume=same)
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
@@ -177,6 +183,8 @@ class _Trainer:
             "complete": complete,
             "parents": self.parents,
             "figures": [asdict(figure) for figure in figures or []],
+            "quarantined": self.stage.quarantine.counts(),
+            "dropped": self.stage.quarantine.dropped,
             "seconds": round(self.seconds, 2),
             "device": str(self.device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -242,6 +250,7 @@ class _Trainer:
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
+            quarantined=record["quarantined"], dropped=record["dropped"],
         )  # fmt: skip
 
     @torch.no_grad()
