@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from muomni import files
 from muomni.models.weights import CheckpointError, load_weights, newest_complete, save_weights, write_manifest
 
 ASIDE = ".writing-"
@@ -135,12 +136,7 @@ def record_of(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    files.replace(path, json.dumps(values, indent=1))
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:

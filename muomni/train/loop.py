@@ -8,7 +8,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class Result:
     """Steps whose update was left out because a loss or gradient was not finite."""
     spikes: int = 0
     """Steps whose update was left out because the gradient norm was far above the ordinary."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples of each split that could not be used; quarantine.jsonl lists them."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Sound samples of each split that the configuration has no room for."""
     directory: Path
 
     @property
@@ -81,8 +85,8 @@ def train(
     resume=False, start over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the
     run call it alike, and each gets the result; the main one writes.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
-    Raises StageOrderError, CheckpointError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
-    saying at which step.
+    Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
+    saving, saying at which step.
     """
     world = this_world()
     world.share(run.train.micro_batches)
@@ -108,12 +112,14 @@ def train(
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
+                quarantined=record.get("quarantined", {}), dropped=record.get("dropped", {}),
             )  # fmt: skip
         with world.first():
             model = stage.build(run, root).to(where)
         if record is not None and not same and world.main:
             _set_aside(directory)
-        world.wait()
+        with world.first():
+            stage.quarantine.open(directory, resume=same or not world.main)
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
@@ -185,6 +191,8 @@ class _Trainer:
             "complete": complete,
             "parents": self.parents,
             "figures": [asdict(figure) for figure in figures or []],
+            "quarantined": self.stage.quarantine.counts(),
+            "dropped": self.stage.quarantine.dropped,
             "seconds": round(self.seconds, 2),
             "device": str(self.device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -257,6 +265,7 @@ class _Trainer:
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
+            quarantined=record["quarantined"], dropped=record["dropped"],
         )  # fmt: skip
 
     @torch.no_grad()

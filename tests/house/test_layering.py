@@ -7,9 +7,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-BASE = {"budget", "config", "settings", "errors", "tokens"}
+BASE = {"budget", "config", "settings", "errors", "files", "tokens"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "tokens": set(),
     "plot": set(),
     "progress": set(),
