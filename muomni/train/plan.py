@@ -197,7 +197,7 @@ def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
     take = Step(stage, run, model, record=lambda work: work)
 
     def step() -> None:
-        batch = _batch(stage, run)
+        batch = full_batch(stage, run)
         take([[batch]], lambda parts: [[batch]], step=0)
 
     step()
@@ -245,7 +245,7 @@ def stage_model(run: RunConfig) -> nn.Module:
     return Parts(**parts)
 
 
-def _batch(stage: Any, run: RunConfig) -> Any:
+def full_batch(stage: Any, run: RunConfig) -> Any:
     """A full batch of noise with the longest items there may be: the shapes of training, its dearest contents."""
     cfg, n, n_items = run.model, run.train.batch_tokens, run.train.batch_items
     width = cfg.mel.n_mels * cfg.audio.factor
