@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from muomni.errors import UserError
+from muomni.errors import ToldError, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
@@ -31,10 +31,10 @@ Settings = Annotated[
 app = tyro.extras.SubcommandApp()
 
 
-def _console() -> Any:
+def _console(*, quiet: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, quiet=quiet)
 
 
 def _one_thread() -> None:
@@ -87,6 +87,8 @@ def train(
 ) -> None:
     """Train one stage, or all of them in order; a finished stage with the same settings is reused.
 
+    With torchrun, processes share the work: `torchrun --nproc-per-node 2 -m -- muomni train ...`.
+
     Args:
         size: nano, tiny or base.
         stage: text, audio, vision, codec, omni, talker or all.
@@ -99,13 +101,16 @@ def train(
     from muomni.demo import train_stage
     from muomni.recipes import recipe
     from muomni.settings import override
+    from muomni.train.world import Joined
 
-    console = _console()
     own = [f"seed={seed}", f"train.compile={compile}", f"train.graph={graph}"]
-    for name in STAGES if stage == "all" else (stage,):
-        config = override(recipe(size, name), [*own, *settings])
-        result = train_stage(config, run or Path("runs", size), console=console, track=track)
-        print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
+    with Joined() as world:
+        console = _console(quiet=not world.main)
+        for name in STAGES if stage == "all" else (stage,):
+            config = override(recipe(size, name), [*own, *settings])
+            result = train_stage(config, run or Path("runs", size), console=console, track=track)
+            if world.main:
+                print(f"{name}: {'; '.join(f'{k} {v:.4g}' for k, v in result.figures.items())}")
 
 
 @app.command
@@ -302,6 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `muomni` command."""
     try:
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
+    except ToldError as error:
+        sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_USER_ERROR)
     except UserError as error:
         print(f"muomni: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

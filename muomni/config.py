@@ -180,7 +180,9 @@ class TrainConfig:
     batch_items: int = 16
     """Most items (pictures, clips, documents) of one batch; sizes the fixed buffers."""
     micro_batches: int = 1
-    """Rows whose gradients are added up before a step."""
+    """Rows whose gradients are added up before a step, shared evenly by all processes of a run."""
+    shard: bool = False
+    """Split parameters, gradients and moments over the processes of a run (FSDP2); nothing for one process."""
     log_every: int = 10
     """Steps between metric rows."""
     eval_every: int = 0
@@ -203,16 +205,19 @@ class TrainConfig:
     """A step replayed as CUDA graphs; auto: on CUDA, where the stage allows it."""
     bad_steps: int = 5
     """Steps left out in a row after which the run goes back to its last checkpoint, on other data; 0: never."""
+    bad_samples: float = 0.01
+    """Share of a split's samples that may be unreadable: these are left out and listed, more end the run."""
 
 
 FREE: tuple[str, ...] = (
-    "workers", "compile", "graph", "recompute", "log_every", "eval_every", "save_every", "keep",
+    "workers", "compile", "graph", "recompute", "shard", "log_every", "eval_every", "save_every", "keep", "bad_samples",
 )  # fmt: skip
 """Fields of a TrainConfig that a run may be resumed with others of: they say how it is made, not what it becomes."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
     "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),
+    "train.bad_samples": (0, 1),
 }  # fmt: skip
 
 

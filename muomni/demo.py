@@ -18,6 +18,7 @@ from muomni.config import STAGES, RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames, denormalise, log_mel
 from muomni.data.media import read_image, write_wav
+from muomni.data.quarantine import NAME as QUARANTINE
 from muomni.doctor import device_name, versions
 from muomni.evaluate import margins
 from muomni.evaluate import run as evaluation
@@ -44,6 +45,13 @@ def train_stage(run: RunConfig, root: Path, *, console: Console, track: Sequence
         result = train(stage(run), run, root, progress=update, track=track)
     if result.reused:
         console.print(f"{run.stage:<10} finished before, reused")
+    for split, count in result.quarantined.items():
+        console.print(
+            f"{run.stage:<10} {count} unusable {split} samples left out, listed in {result.directory / QUARANTINE}"
+        )
+    for split, count in result.dropped.items():
+        if count:
+            console.print(f"{run.stage:<10} {count} {split} samples left out: no room in the context")
     return result
 
 

@@ -8,6 +8,7 @@ from muomni_kernels import log_mel as log_mel_op
 from muomni_kernels import mel_downsample
 
 from muomni.config import MelConfig
+from muomni.data.media import MediaError
 
 CTC_SYMBOLS = "_ 'abcdefghijklmnopqrstuvwxyz"
 """Index 0 is the blank."""
@@ -22,10 +23,10 @@ def normalise_transcript(text: str) -> str:
 
 
 def encode_ctc(text: str) -> list[int]:
-    """A normalised transcript as CTC indices. Raises ValueError for a character outside CTC_SYMBOLS."""
+    """A normalised transcript as CTC indices. Raises MediaError for a character outside CTC_SYMBOLS."""
     wrong = {c for c in text if c not in _INDEX or c == "_"}
     if wrong:
-        raise ValueError(
+        raise MediaError(
             f"text: {sorted(wrong)} cannot be spelled; pass it through normalise_transcript first."
         )
     return [_INDEX[c] for c in text]

@@ -13,11 +13,11 @@ import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from muomni.data.media import read_audio, read_image
+from muomni.data.media import MediaError, read_audio, read_image
 from muomni.data.shards import TarShard
 from muomni.errors import UserError
 
@@ -25,6 +25,8 @@ Split = Literal["train", "validation", "test"]
 FOLDER = Path(__file__).with_name("embedded")
 SAMPLE_RATE = 16_000
 """Hz of every waveform of the set."""
+PICTURE_SHAPE = (128, 128, 3)
+"""Height, width and channels of every picture of the set."""
 
 
 class EmbeddedDataError(UserError, RuntimeError):
@@ -93,6 +95,26 @@ class Conversation:
         return "\n".join(self.turns)
 
 
+class Source(Protocol):
+    """The items of a data set, by kind and split; this module is one."""
+
+    def speech(self, split: Split) -> list[SpeechItem]:
+        """Recordings."""
+        ...
+
+    def questions(self, split: Split) -> list[QuestionItem]:
+        """Spoken questions."""
+        ...
+
+    def pictures(self, split: Split) -> list[PictureItem]:
+        """Pictures."""
+        ...
+
+    def conversations(self, split: Split) -> list[Conversation]:
+        """Conversations."""
+        ...
+
+
 @functools.cache
 def _shard(name: str) -> TarShard:
     return TarShard(FOLDER / name)
@@ -119,7 +141,8 @@ def pictures(split: Split) -> list[PictureItem]:
 
 @functools.cache
 def _conversations() -> tuple[Conversation, ...]:
-    text = lzma.decompress((FOLDER / "text.jsonl.xz").read_bytes()).decode("utf-8")
+    # A byte that is not UTF-8 spoils its own item alone: read_text finds what stands for it.
+    text = lzma.decompress((FOLDER / "text.jsonl.xz").read_bytes()).decode("utf-8", "surrogateescape")
     rows = map(json.loads, text.splitlines())
     return tuple(Conversation(id=row["id"], split=row["split"], turns=tuple(row["turns"])) for row in rows)
 
@@ -136,8 +159,13 @@ def audio_bytes(item: SpeechItem | QuestionItem) -> bytes:
 
 
 def waveform(item: SpeechItem | QuestionItem) -> np.ndarray:
-    """A clip as (n_samples,) float32 mono at 16 kHz."""
-    return read_audio(audio_bytes(item), sample_rate=SAMPLE_RATE)
+    """A clip as (n_samples,) float32 mono at 16 kHz. Raises MediaError, also for another length than its record's."""
+    samples = read_audio(audio_bytes(item), sample_rate=SAMPLE_RATE)
+    if len(samples) != item.n_samples:
+        raise MediaError(
+            f"{item.id}: {len(samples)} samples, its record says {item.n_samples}; expected a whole recording."
+        )
+    return samples
 
 
 def picture_bytes(item: PictureItem) -> bytes:
@@ -146,8 +174,11 @@ def picture_bytes(item: PictureItem) -> bytes:
 
 
 def picture(item: PictureItem) -> np.ndarray:
-    """A picture as (3, 128, 128) uint8 RGB."""
-    return np.ascontiguousarray(np.asarray(read_image(picture_bytes(item))).transpose(2, 0, 1))
+    """A picture as (3, 128, 128) uint8 RGB. Raises MediaError, also for another size."""
+    pixels = np.asarray(read_image(picture_bytes(item)))
+    if pixels.shape != PICTURE_SHAPE:
+        raise MediaError(f"{item.id}: {pixels.shape[1]} x {pixels.shape[0]} pixels; expected 128 x 128.")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def manifest() -> dict[str, Any]:

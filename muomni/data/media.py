@@ -1,6 +1,7 @@
 """The one choke point for every file or byte from outside: pictures and recordings become checked arrays.
 
 Sizes are bounded from the header before anything is decoded; what passes is finite, mono and 16 kHz, or RGB.
+Texts are not empty and are UTF-8.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ MAX_PCM_BYTES = 64 * 2**20
 MAX_CHANNELS = 8
 MAX_PIXELS = 16_000_000
 MAX_FILE_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 16 * 2**20
+UNKNOWN_LENGTH = 0x7FFF_0000
+"""From here on the length in a WAV header is that of a writer to a pipe, which could not know it."""
 
 
 class MediaError(UserError, ValueError):
-    """A file or byte string that is not a usable picture or recording."""
+    """A file, byte string or text that is not a usable picture, recording or text."""
 
 
 def _name(source: Source) -> str:
@@ -72,11 +76,13 @@ def _open(source: Source, what: str) -> io.BytesIO:
 def read_audio(source: Source, *, sample_rate: int = 16_000, max_seconds: float | None = None) -> np.ndarray:
     """A recording as (n_samples,) float32 mono in about [-1, 1] at sample_rate (Hz), resampled by soxr.
 
-    Raises MediaError when it is missing, not WAV/FLAC/OGG/MP3/AIFF, empty, longer than max_seconds, outside
-    8-192 kHz, of more than 8 channels or 64 MiB of PCM by its header, or holds a non-finite sample.
+    Raises MediaError when it is missing, not WAV/FLAC/OGG/MP3/AIFF, empty, cut (WAV, AIFF, FLAC), longer than
+    max_seconds, outside 8-192 kHz, of more than 8 channels or 64 MiB of PCM by its header, or holds a non-finite
+    sample.
     """
     name = _name(source)
     stream = _open(source, "a recording (wav, flac, ogg, mp3)")
+    _check_whole(stream, name)
     try:
         with soundfile.SoundFile(stream) as file:
             if file.format not in AUDIO_FORMATS:
@@ -110,6 +116,37 @@ def read_audio(source: Source, *, sample_rate: int = 16_000, max_seconds: float 
         if not len(mono):
             raise MediaError(f"{name}: is too short to resample; expected a recording.")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def _check_whole(stream: io.BytesIO, name: str) -> None:
+    """Raise MediaError for a WAV or AIFF that ends before its header says: libsndfile reads what is left of it."""
+    there = stream.getbuffer()
+    if bytes(there[:4]) not in (b"RIFF", b"FORM"):
+        return
+    stated = 8 + int.from_bytes(there[4:8], "little" if there[0] == ord("R") else "big")
+    # The byte that pads an odd length is often missing.
+    if len(there) + 1 < stated < UNKNOWN_LENGTH:
+        raise MediaError(f"{name}: is cut, {len(there)} bytes of {stated}; expected a whole recording.")
+
+
+def read_text(source: str | bytes, *, name: str) -> str:
+    """A text from outside as it is: UTF-8, not empty.
+
+    A string with surrogates is not UTF-8: bytes decoded by "surrogateescape", or JSON's lone ones, hold them.
+    Raises MediaError, beginning with `name`, also for more than MAX_TEXT_BYTES or nothing but white space.
+    """
+    try:
+        encoded = source if isinstance(source, bytes) else source.encode("utf-8")
+        text = encoded.decode("utf-8")
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise MediaError(f"{name}: is not UTF-8 ({error.reason} at {error.start}).") from None
+    if len(encoded) > MAX_TEXT_BYTES:
+        raise MediaError(
+            f"{name}: {len(encoded) / 2**20:.1f} MiB of text, at most {MAX_TEXT_BYTES >> 20} are read."
+        )
+    if not text.strip():
+        raise MediaError(f"{name}: is empty; expected text.")
+    return text
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -19,9 +19,9 @@ class TarShard:
         self.path = path
         with tarfile.open(path, "r:") as tar:
             self._spans = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-        self.records: list[dict[str, Any]] = [
-            json.loads(line) for line in self.read("items.jsonl").decode("utf-8").splitlines()
-        ]
+        # A byte that is not UTF-8 spoils its own record alone: media.read_text finds what stands for it.
+        index = self.read("items.jsonl").decode("utf-8", "surrogateescape")
+        self.records: list[dict[str, Any]] = [json.loads(line) for line in index.splitlines()]
 
     def read(self, name: str) -> bytes:
         """A member's bytes. Raises KeyError for a name the tar does not hold."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 from muomni.data import embedded
-from muomni.data.template import Document, Turn, render
+from muomni.data.template import Document, Turn, length, render
 from muomni.data.text import Tokenizer
 
 SAY = "say: "
@@ -41,22 +42,24 @@ class Example:
 Clip = embedded.SpeechItem | embedded.QuestionItem
 
 
-def clips(split: embedded.Split) -> tuple[Clip, ...]:
+def clips(split: embedded.Split, source: embedded.Source = embedded) -> tuple[Clip, ...]:
     """Every clip of a split: recordings, then spoken questions."""
-    return (*embedded.speech(split), *embedded.questions(split))
+    return (*source.speech(split), *source.questions(split))
 
 
-def examples(split: embedded.Split, *, max_audio_samples: int) -> list[Example]:
+def examples(
+    split: embedded.Split, *, max_audio_samples: int, source: embedded.Source = embedded
+) -> list[Example]:
     """All examples of a split, in a fixed order; question variants are dealt out by index.
 
     max_audio_samples: recordings longer than that are left out.
     """
-    recordings, asked = clips(split), embedded.questions(split)
+    recordings, asked = clips(split, source), source.questions(split)
     offset = len(recordings) - len(asked)
     spoken = {kind: [offset + i for i, q in enumerate(asked) if q.kind == kind] for kind in ("name", "group")}
     typed = {kind: list(dict.fromkeys(q.text for q in asked if q.kind == kind)) for kind in ("name", "group")}
     found: list[Example] = []
-    for i, item in enumerate(embedded.pictures(split)):
+    for i, item in enumerate(source.pictures(split)):
         for kind, answer in (("name", item.label), ("group", item.group)):
             questions = typed[kind]
             found.append(Example(task=kind, question=questions[i % len(questions)], answer=answer, picture=i))
@@ -64,7 +67,7 @@ def examples(split: embedded.Split, *, max_audio_samples: int) -> list[Example]:
             # A stride coprime to the questions pairs every picture with another voice than its neighbours.
             clip = voices[(7 * i) % len(voices)]
             found.append(Example(task=f"{kind} spoken", question="", answer=answer, picture=i, clip=clip))
-    for i, item in enumerate(embedded.speech(split)):
+    for i, item in enumerate(source.speech(split)):
         if item.n_samples <= max_audio_samples:
             for n in range(TRANSCRIPTIONS if split == "train" else 1):
                 asks = TRANSCRIBE[(i + n) % len(TRANSCRIBE)]
@@ -72,14 +75,30 @@ def examples(split: embedded.Split, *, max_audio_samples: int) -> list[Example]:
             found.append(Example(task="say", question=SAY + item.text, answer=item.text))
     pairs = [
         (said, reply)
-        for talk in embedded.conversations(split)
+        for talk in source.conversations(split)
         for said, reply in zip(talk.turns[::2], talk.turns[1::2], strict=False)
         if max(len(said), len(reply)) <= MAX_CHAT_CHARACTERS
     ]
     found += [Example(task="chat", question=said, answer=reply) for said, reply in pairs[:MAX_CHAT_PAIRS]]
-    for item in embedded.pictures(split):
+    for item in source.pictures(split):
         found.append(Example(task="say", question=SAY + item.label, answer=item.label))
     return found
+
+
+class Places(TypedDict):
+    """What the length of an example's document depends on besides its text."""
+
+    clip_tokens: Sequence[int]
+    """Audio positions of each clip of the split."""
+    n_image_tokens: int
+    max_seq_len: int
+
+
+def fitting(chosen: Sequence[Example], tokenizer: Tokenizer, **places: Unpack[Places]) -> list[Example]:
+    """Those examples whose documents, media included, are not longer than max_seq_len."""
+    turns = _turns(chosen, tokenizer, places["clip_tokens"], media=True)
+    lengths = [length([turn], places["n_image_tokens"]) for turn in turns]
+    return [e for e, n in zip(chosen, lengths, strict=True) if n <= places["max_seq_len"]]
 
 
 def documents(
@@ -94,16 +113,23 @@ def documents(
     """Examples rendered by the template.
 
     clip_tokens: audio positions of each clip of the split. media: False leaves pictures and clips out.
+    Raises TokenBudgetError for one that `fitting` would leave out.
     """
+    turns = _turns(chosen, tokenizer, clip_tokens, media=media)
+    return [render([turn], n_image_tokens=n_image_tokens, max_seq_len=max_seq_len) for turn in turns]
+
+
+def _turns(
+    chosen: Sequence[Example], tokenizer: Tokenizer, clip_tokens: Sequence[int], *, media: bool
+) -> list[Turn]:
     asked = tokenizer.encode_batch([e.question for e in chosen])
     answers = tokenizer.encode_batch([e.answer for e in chosen])
-    rendered = []
-    for example, question, answer in zip(chosen, asked, answers, strict=True):
-        turn = Turn(
+    return [
+        Turn(
             text=question,
             answer=answer,
             n_images=int(media and example.picture is not None),
             clips=[clip_tokens[example.clip]] if media and example.clip is not None else [],
         )
-        rendered.append(render([turn], n_image_tokens=n_image_tokens, max_seq_len=max_seq_len))
-    return rendered
+        for example, question, answer in zip(chosen, asked, answers, strict=True)
+    ]

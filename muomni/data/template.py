@@ -119,7 +119,7 @@ def render(
     """
     if any(turn.answer is None for turn in turns[:-1]):
         raise ValueError("turns: only the last turn may lack an answer.")
-    overflow = _length(turns, n_image_tokens) - max_seq_len
+    overflow = length(turns, n_image_tokens) - max_seq_len
     cut = max(0, overflow) if truncate else 0
     if overflow > 0 and (not truncate or cut > len(turns[-1].text)):
         raise TokenBudgetError(
@@ -159,7 +159,8 @@ def render_text(ids: Sequence[int], *, max_seq_len: int) -> list[Document]:
     return documents
 
 
-def _length(turns: Sequence[Turn], n_image_tokens: int) -> int:
+def length(turns: Sequence[Turn], n_image_tokens: int) -> int:
+    """Positions that `render` needs for a conversation."""
     media = sum(turn.n_images * n_image_tokens + sum(turn.clips) for turn in turns)
     text = sum(len(turn.text) + 3 for turn in turns)
     return 1 + media + text + sum(len(turn.answer) + 1 for turn in turns if turn.answer is not None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from muomni import files
 from muomni.errors import UserError
 from muomni.tokens import N_SPECIAL, SPECIAL_TOKENS
 
@@ -50,8 +51,8 @@ class Tokenizer:
         return StreamDecoder(self._bytes)
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer as JSON."""
-        self._bpe.save(str(path))
+        """Write the tokenizer as JSON, whole or not at all."""
+        files.replace(path, self._bpe.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:

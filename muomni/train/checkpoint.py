@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from muomni import files
 from muomni.models.weights import CheckpointError, load_weights, newest_complete, save_weights, write_manifest
 
 ASIDE = ".writing-"
@@ -37,36 +38,59 @@ class Checkpoint:
     """run.json: config, step, position, skipped, versions, device, complete, parents."""
 
 
-def save(stage_dir: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+def place(stage_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Where a checkpoint comes to lie."""
+    return stage_dir / "checkpoints" / f"step-{checkpoint.record['step']:08d}"
+
+
+def aside(stage_dir: Path, checkpoint: Checkpoint, *, pid: int) -> Path:
+    """Where process `pid` writes it first."""
+    target = place(stage_dir, checkpoint)
+    return target.with_name(f"{ASIDE}{target.name}-{pid}")
+
+
+def write_tensors(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write the tensors' files; they are not synced."""
+    save_weights(checkpoint.weights, directory / "weights.safetensors")
+    save_weights(checkpoint.optimizer, directory / "optimizer.safetensors")
+
+
+def save(
+    stage_dir: Path,
+    checkpoint: Checkpoint,
+    *,
+    keep: int,
+    write: Callable[[Path, Checkpoint], None] = write_tensors,
+) -> Path:
     """Write one checkpoint and delete all but the newest `keep`.
 
-    Returns its directory. A complete checkpoint of the same step is left as it is: training is deterministic.
+    write: puts the tensors' files into a new directory.
+    Returns the checkpoint's directory. A complete one of the same step is left as it is: training is deterministic.
     Raises CheckpointError when the disk is full; what was there before is untouched.
     """
-    folder = stage_dir / "checkpoints"
+    target = place(stage_dir, checkpoint)
+    folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{checkpoint.record['step']:08d}"
     for stale in folder.glob(f"{ASIDE}*"):
         shutil.rmtree(stale, ignore_errors=True)
     if target.exists():
         if newest_complete(stage_dir) == target:
             return target
         shutil.rmtree(target)
-    aside = folder / f"{ASIDE}{target.name}-{os.getpid()}"
+    new = aside(stage_dir, checkpoint, pid=os.getpid())
     try:
-        aside.mkdir()
-        save_weights(checkpoint.weights, aside / "weights.safetensors")
-        save_weights(checkpoint.optimizer, aside / "optimizer.safetensors")
-        write_json(aside / "run.json", checkpoint.record)
-        for file in aside.iterdir():
+        new.mkdir()
+        write(new, checkpoint)
+        write_json(new / "run.json", checkpoint.record)
+        for file in new.iterdir():
             _fsync(file)
-        write_manifest(aside)
-        _fsync(aside / "MANIFEST.json")
-        _fsync(aside)
-        aside.rename(target)
+        write_manifest(new)
+        _fsync(new / "MANIFEST.json")
+        _fsync(new)
+        new.rename(target)
         _fsync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         if not _is_full(error):
             raise
         before = newest_complete(stage_dir)
@@ -82,23 +106,37 @@ def save(stage_dir: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 def load(stage_dir: Path) -> Checkpoint | None:
     """The newest complete checkpoint of a stage, or None."""
     path = newest_complete(stage_dir)
-    if path is None:
-        return None
+    return None if path is None else read(path)
+
+
+def read(path: Path) -> Checkpoint:
+    """A complete checkpoint's directory, whole tensors, also those that several processes wrote in rows."""
+    record = record_of(path)
+    if (path / "optimizer.safetensors").is_file():
+        return Checkpoint(
+            weights=load_weights(path / "weights.safetensors"),
+            optimizer=load_weights(path / "optimizer.safetensors"),
+            record=record,
+        )
+    # Here, because it loads all of torch.distributed.
+    from muomni.train.sharded import load_whole
+
+    tensors = load_whole(path)
     return Checkpoint(
-        weights=load_weights(path / "weights.safetensors"),
-        optimizer=load_weights(path / "optimizer.safetensors"),
-        record=json.loads((path / "run.json").read_text()),
+        weights={name: value for name, value in tensors.items() if "/" not in name},
+        optimizer={name: value for name, value in tensors.items() if "/" in name},
+        record=record,
     )
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """The run.json of a complete checkpoint's directory."""
+    return json.loads((path / "run.json").read_text())
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
+    files.replace(path, json.dumps(values, indent=1))
 
 
 def read_record(stage_dir: Path) -> dict[str, Any] | None:
@@ -120,7 +158,7 @@ def read_record(stage_dir: Path) -> dict[str, Any] | None:
 def newest_step(stage_dir: Path) -> int | None:
     """The step of the newest complete checkpoint, or None."""
     path = newest_complete(stage_dir)
-    return None if path is None else json.loads((path / "run.json").read_text())["step"]
+    return None if path is None else record_of(path)["step"]
 
 
 def manifest_hash(stage_dir: Path) -> str | None:

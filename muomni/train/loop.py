@@ -6,11 +6,9 @@ import contextlib
 import logging
 import platform
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,18 @@ import torch
 from torch import nn
 
 from muomni.config import FREE, RunConfig
+from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector, samples, trackers
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
 from muomni.train.meter import Meter
 from muomni.train.metrics import RunLog, write_plots
-from muomni.train.stage import Figure, Stage, check_same_model, load_owned, owned, step_seed
+from muomni.train.stage import Figure, Stage, check_same_model, owned, step_seed
 from muomni.train.status import Attended
 from muomni.train.step import Step
+from muomni.train.stopping import stop_requests
+from muomni.train.world import world as this_world
 from muomni.train.writer import Writer
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class Result:
     """Steps whose update was left out because a loss or gradient was not finite."""
     spikes: int = 0
     """Steps whose update was left out because the gradient norm was far above the ordinary."""
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Samples of each split that could not be used; quarantine.jsonl lists them."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Sound samples of each split that the configuration has no room for."""
     directory: Path
 
     @property
@@ -77,11 +82,14 @@ def train(
 
     A finished stage with the same settings and the same parents is returned at once. An unfinished one goes
     on from its newest complete checkpoint, bit for bit on a CPU; other settings (but those of config.FREE), or
-    resume=False, start over and keep the old run as `<stage>.previous`.
+    resume=False, start over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the
+    run call it alike, and each gets the result; the main one writes.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
-    Raises StageOrderError, CheckpointError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after saving,
-    saying at which step.
+    Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
+    saving, saying at which step.
     """
+    world = this_world()
+    world.share(run.train.micro_batches)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = root / stage.name
     config = to_dict(run)
@@ -104,10 +112,14 @@ def train(
             return Result(
                 stage=stage.name, step=record["step"], held_out=figures, seconds=0.0, reused=True,
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
+                quarantined=record.get("quarantined", {}), dropped=record.get("dropped", {}),
             )  # fmt: skip
-        model = stage.build(run, root).to(where)
-        if record is not None and not same:
+        with world.first():
+            model = stage.build(run, root).to(where)
+        if record is not None and not same and world.main:
             _set_aside(directory)
+        with world.first():
+            stage.quarantine.open(directory, resume=same or not world.main)
         return _Trainer(
             stage, run, model=model, directory=directory, parents=parents, progress=progress, track=track
         ).run_all()
@@ -143,29 +155,31 @@ class _Trainer:
         self.parents, self.progress, self.track = parents, progress, track
         self.device = next(model.parameters()).device
         self.take = Step(stage, run, model)
+        self.world = self.take.world
         self.step = 0
         self.position = 0
         self.faults = Faults(self.device)
         self.seconds = 0.0
         self._resume()
         self.told: Sequence[trackers.Tracker] = ()
-        self.meter = Meter(stage, model, half=self.take.half)
-        self.writer = Writer(directory, keep=run.train.keep)
+        self.log: RunLog | None = None
+        self.meter = Meter(stage, model, half=self.take.half, world=self.world, whole=self.take.net.whole)
+        self.writer = Writer(directory, keep=run.train.keep, form=self.take.net)
         self._row: dict[str, Any] = {}
         self._start_row()
 
     def _resume(self) -> None:
-        saved = checkpoint.load(self.directory)
-        if saved is None:
-            return
-        load_owned(self.model, saved.weights, saved=self.stage.saved, where=self.directory)
-        for phase, optimizer in self.take.optimizers.items():
-            prefix = f"{phase}/"
-            optimizer.load(
-                {k.removeprefix(prefix): v for k, v in saved.optimizer.items() if k.startswith(prefix)}
+        path = newest_complete(self.directory)
+        record = {"step": 0} if path is None else checkpoint.record_of(path)
+        if not self.world.same(record["step"]):
+            raise CheckpointError(
+                f"{self.directory}: processes see different checkpoints; give all of them the same --run directory."
             )
-        self.step, self.position = saved.record["step"], saved.record["position"]
-        self.faults.load(saved.record)
+        if path is None:
+            return
+        self.take.net.restore(path, self.take.optimizers)
+        self.step, self.position = record["step"], record["position"]
+        self.faults.load(record)
 
     def record(self, *, complete: bool, figures: list[Figure] | None = None) -> dict[str, Any]:
         """run.json: everything but the tensors."""
@@ -177,6 +191,8 @@ class _Trainer:
             "complete": complete,
             "parents": self.parents,
             "figures": [asdict(figure) for figure in figures or []],
+            "quarantined": self.stage.quarantine.counts(),
+            "dropped": self.stage.quarantine.dropped,
             "seconds": round(self.seconds, 2),
             "device": str(self.device),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -184,6 +200,8 @@ class _Trainer:
 
     def save(self) -> None:
         """Begin to write a checkpoint of this step."""
+        if not self.take.net.saves:
+            return
         state = checkpoint.Checkpoint(
             weights=owned(self.model, self.stage.saved)
             | {name: value for o in self.take.optimizers.values() for name, value in o.averages.items()},
@@ -194,6 +212,8 @@ class _Trainer:
 
     def run_all(self) -> Result:
         """Train, save, measure; run.json and the trackers know how it goes."""
+        if not self.world.main:
+            return self._run_all()
         attended = Attended(self.directory, self.record(complete=False), step=lambda: self.step)
         tracking = trackers.tracking(self.track, self.directory, self.run, after=self.step)
         with attended, tracking as self.told:
@@ -208,7 +228,7 @@ class _Trainer:
         )
         self.stage.set_mode(self.model)
         # A stage is finished when its last checkpoint is on the disk; one that ends early has it too.
-        with _stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
+        with stop_requests() as stopped, self.writer, collector.quiet() as quiet, self._feeding() as feeding:
             while self.step < steps:
                 started = time.perf_counter()
                 self.train_step(feeding())
@@ -229,19 +249,23 @@ class _Trainer:
                         quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
                     with self.meter.apart():
-                        self.log.write(self.measure()[1])
+                        self._log(self.measure()[1])
                         self.stage.set_mode(self.model)
-                if stopped and self.step < steps:
+                if self.world.any(bool(stopped)) and self.step < steps:
                     self.save()
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
         figures, row = self.measure()
-        self.log.tell(row)
-        write_plots(self.directory, self.stage.name)
         record = self.record(complete=True, figures=figures)
-        checkpoint.write_json(self.directory / "run.json", record)
+        if self.log is not None:
+            self.log.tell(row)
+            write_plots(self.directory, self.stage.name)
+            checkpoint.write_json(self.directory / "run.json", record)
+        # The next stage reads what this one wrote.
+        self.world.wait()
         return Result(
             stage=self.stage.name, step=self.step, held_out=figures, seconds=self.seconds, reused=False,
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
+            quarantined=record["quarantined"], dropped=record["dropped"],
         )  # fmt: skip
 
     @torch.no_grad()
@@ -255,8 +279,10 @@ class _Trainer:
         with contextlib.ExitStack() as averaged:
             for optimizer in self.take.optimizers.values():
                 averaged.enter_context(optimizer.averaged())
-            figures = self.stage.evaluate(self.model, "validation")
-            shown = samples.write(self.stage, self.model, self.directory, step=self.step)
+            averaged.enter_context(self.take.net.whole())
+            figures, shown = self.stage.evaluate(self.model, "validation"), {}
+            if self.world.main:
+                shown = samples.write(self.stage, self.model, self.directory, step=self.step)
         return figures, {"step": self.step, **{f"eval/{f.name}": f.value for f in figures}, **shown}
 
     def _roll_back(self, longest: int) -> bool:
@@ -274,12 +300,14 @@ class _Trainer:
             )
         counted = faults.record()
         self.writer.wait()
+        self.world.wait()
         self._resume()
         self.position = position
         faults.rolled_back(step=failed_at, counted=counted)
         _LOG.warning("%s; on from step %d with the data from position %d.", what, self.step, position)
-        self.log = RunLog(self.directory, after=self.step, trackers=self.told)
-        self.log.write({"step": self.step, "rolled_back_from": failed_at, "position": position})
+        if self.log is not None:
+            self.log = RunLog(self.directory, after=self.step, trackers=self.told)
+        self._log({"step": self.step, "rolled_back_from": failed_at, "position": position})
         self._start_row()
         return self.step < failed_at
 
@@ -298,8 +326,8 @@ class _Trainer:
                 if feed is not None:
                     feed.close()
                 feed = Feed(
-                    self.stage, self.position, parts=self.take.parts, n_workers=count,
-                    pin=self.device.type == "cuda",
+                    self.stage, self.position + self.world.rank, stride=self.world.size, parts=self.take.parts,
+                    n_workers=count, pin=self.device.type == "cuda",
                 )  # fmt: skip
             expected = (self.position + self.run.train.micro_batches, self.take.parts)
             return feed
@@ -315,11 +343,12 @@ class _Trainer:
     def train_step(self, feed: Feed) -> None:
         """One optimizer step. Nothing is read back from the device."""
         n, start = self.run.train.micro_batches, self.position
+        own = range(start + self.world.rank, start + n, self.world.size)
 
         def fetch(parts: int) -> list[list[Any]]:
-            return [self.stage.batch(position, parts) for position in range(start, start + n)]
+            return [self.stage.batch(position, parts) for position in own]
 
-        micro, parts = [next(feed) for _ in range(n)], self.take.parts
+        micro, parts = [next(feed) for _ in own], self.take.parts
         self.position += n
         taken = self.take(micro, fetch, step=self.step)
         if self.take.parts != parts:
@@ -356,29 +385,9 @@ class _Trainer:
             "longest_bad": int(longest_bad),
             **self.meter.values(),
         }
-        self.log.write(self._row)
+        self._log(self._row)
         self._start_row()
 
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying inside a step; a second one interrupts at once.
-
-    Outside the main thread signals cannot be handled, and nothing is collected.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def request(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt("stopped without saving")
-        received.append(number)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def _log(self, row: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(row)

@@ -6,8 +6,8 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from muomni.train import flops
 from muomni.train.stage import Stage
+from muomni.train.world import World
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,9 +23,22 @@ _LOG = logging.getLogger(__name__)
 class Meter:
     """Counts positions, steps and seconds between two rows. Reads the device at the first step alone."""
 
-    def __init__(self, stage: Stage, model: nn.Module, *, half: bool = False) -> None:
-        """half: the stage's losses run under bf16 autocast."""
+    def __init__(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        *,
+        half: bool = False,
+        world: World | None = None,
+        whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """half: the stage's losses run under bf16 autocast.
+
+        world: the run's processes, whose positions are added up; MFU and memory are this one's. whole: around a use
+        of the model outside of training.
+        """
         self._stage, self._model, self._half = stage, model, half
+        self._world, self._whole = world or World(), whole
         self._device = next(model.parameters()).device
         self._step_flops: int | None = None
         self._counted = False
@@ -57,7 +71,8 @@ class Meter:
 
     def _count(self, pieces: Sequence[Any]) -> int | None:
         try:
-            one = flops.count(self._stage, self._model, pieces[0], half=self._half).total
+            with self._whole():
+                one = flops.count(self._stage, self._model, pieces[0], half=self._half).total
         except torch.OutOfMemoryError:
             _LOG.warning("stage %s: no memory to count the step's FLOPs, rows have no MFU.", self._stage.name)
             return None
@@ -71,13 +86,14 @@ class Meter:
     def values(self) -> dict[str, float | None]:
         """tokens_per_second, fill_rate, mfu (None where it could not be counted) and memory_mib of the row."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
+        used, room = map(int, self._world.totals({"used": self._used, "room": self._room}).values())
         mfu = None
         if self._step_flops is not None:
             rate = flops.gemm_rate(self._device, self._dtype)
             mfu = round(self._step_flops * self._steps / seconds / rate, 4)
         return {
-            "tokens_per_second": round(self._used / seconds, 1),
-            "fill_rate": round(self._used / max(self._room, 1), 4),
+            "tokens_per_second": round(used / seconds, 1),
+            "fill_rate": round(used / max(room, 1), 4),
             "mfu": mfu,
             "memory_mib": round(peak_memory(self._device) / 2**20, 1),
         }

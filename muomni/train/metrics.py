@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from muomni import files
 from muomni.plot import line_plot, svg_file
 from muomni.train.trackers import Tracker
 
@@ -24,13 +25,12 @@ class RunLog:
         self.path = directory / "metrics.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(directory) if row["step"] <= after]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        files.replace(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; non-finite numbers become null, which JSON can hold."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        files.append(self.path, json.dumps(clean) + "\n")
         self.tell(row)
 
     def tell(self, row: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def write_plots(directory: Path, stage: str) -> None:
     losses = {key.removeprefix("loss/"): _points(rows, key) for key in terms}
     if any(losses.values()):
         plot = line_plot(losses, title=f"{stage}: training loss", y_label="mean loss")
-        (directory / "loss.svg").write_text(svg_file([plot]))
+        files.replace(directory / "loss.svg", svg_file([plot]))
     speed = {"tokens/s": _points(rows, "tokens_per_second")}
     shares = {"fill": _points(rows, "fill_rate"), "MFU": _points(rows, "mfu")}
     if all(speed.values()) and any(shares.values()):
@@ -73,7 +73,7 @@ def write_plots(directory: Path, stage: str) -> None:
                 {k: v for k, v in shares.items() if v}, title=f"{stage}: fill rate and MFU", y_label="share"
             ),
         ]
-        (directory / "throughput.svg").write_text(svg_file(plots))
+        files.replace(directory / "throughput.svg", svg_file(plots))
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:

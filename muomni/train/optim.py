@@ -6,7 +6,7 @@ Liu et al., "Muon is Scalable for LLM Training", 2025 (update scaled to AdamW's:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -45,9 +45,18 @@ def is_block_matrix(name: str, parameter: torch.Tensor) -> bool:
 class Optimizer:
     """One phase's optimizer over named parameters, with state as named tensors."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
-        """Matrices decay; vectors, scalars and embeddings do not."""
-        self.config = config
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimConfig,
+        *,
+        norm: Callable[[Sequence[torch.Tensor]], torch.Tensor] = torch.nn.utils.get_total_norm,
+    ) -> None:
+        """Matrices decay; vectors, scalars and embeddings do not.
+
+        norm: () of the gradients, for a process that holds a part of each parameter.
+        """
+        self.config, self._norm = config, norm
         self.parameters = dict(parameters)
         of_muon = {n for n, p in self.parameters.items() if config.name == "muon" and is_block_matrix(n, p)}
         decayed = {n for n, p in self.parameters.items() if p.ndim >= 2 and "embed" not in n}
@@ -121,7 +130,7 @@ class Optimizer:
         loss: () the summed loss. lr: a () float32 tensor in a recorded step, which cannot have Muon.
         The decision is made on the device: nothing is read back.
         """
-        norm = torch.nn.utils.get_total_norm(self.gradients)
+        norm = self._norm(self.gradients)
         skipped = ~(torch.isfinite(norm) & torch.isfinite(loss))
         spiked = torch.zeros_like(skipped)
         if self._guard is not None:

@@ -38,9 +38,9 @@ from muomni.train.step import Step
 
 RESERVED = int(0.8 * 2**30)
 """Bytes of a card that its driver and context take: 11.2 of 12 GiB are left."""
-PROBES = 2
+PROBE = 1
 """Units of the first measured micro-batch."""
-LARGEST_PROBE = 32
+LARGEST_PROBE = 16
 """Units of the largest one."""
 EVEN = 1.05
 """Growth of the bytes a unit takes, from one pair of probes to the next, below which they are taken for even."""
@@ -64,13 +64,14 @@ class Plan:
     per_unit: float
     """Batch, activations and temporaries of one more unit."""
     base: float
-    """What a step of many units needs beside weights and moments and `per_unit`, gradients included."""
+    """What a step of many units needs beside all of these."""
     least: int
-    """What the smallest step needs beside weights and moments: its optimizer's temporaries, gradients included."""
+    """What the smallest measured step needs beside weights, gradients and moments."""
 
     def peak(self, units: int) -> int:
         """Predicted peak bytes of a step with a micro-batch of so many units."""
-        return round(self.weights + self.moments + max(self.least, self.base + units * self.per_unit))
+        fixed = self.weights + self.gradients + self.moments
+        return round(fixed + max(self.least, self.base + units * self.per_unit))
 
     def fitting(self, memory: int) -> int:
         """Units of the largest micro-batch within `memory` bytes. Raises UserError when not even one fits."""
@@ -101,14 +102,14 @@ def parse_memory(text: str) -> int:
 
 
 def plan(run: RunConfig) -> Plan:
-    """Measure a stage's step at PROBES units and twice as many, on and on until it grows evenly; some seconds.
+    """Measure a stage's step at PROBE units and twice as many, on and on until it grows evenly; some seconds.
 
     Few positions cost less than the optimizer's own temporaries: then the peak does not grow with them at first.
     """
     unit = unit_of(run)
     model = stage_model(run)
     static = _static(run, model)
-    units, slopes = PROBES, [0.0]
+    units, slopes = PROBE, [0.0]
     peaks = [dynamic_peak(run, model, units * unit)]
     while len(peaks) < 3 or (slopes[-1] > EVEN * slopes[-2] and units < LARGEST_PROBE):
         units *= 2
@@ -179,12 +180,11 @@ def table(found: Plan, run: RunConfig, memory: int) -> list[str]:
 def measured_peak(run: RunConfig, units: int) -> int:
     """Peak bytes of one real step with a micro-batch of so many units."""
     model = stage_model(run)
-    weights, _, moments = _static(run, model)
-    return weights + moments + dynamic_peak(run, model, units * unit_of(run))
+    return sum(_static(run, model)) + dynamic_peak(run, model, units * unit_of(run))
 
 
 def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
-    """Peak bytes a step allocates beside weights and moments: batch, losses, backward, optimizer.
+    """Peak bytes a step allocates beside weights, gradients and moments: batch, losses, backward, optimizer.
 
     n: batch_tokens, or pairs of stage vision. The second step is measured; the first fills caches. `model` is updated.
     """
@@ -193,13 +193,12 @@ def dynamic_peak(run: RunConfig, model: nn.Module, n: int) -> int:
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
     stage = make_stage(run)
     stage.set_mode(model)
-    take = Step(stage, run, model)
+    # Gradients keep their memory from step to step, as in a recorded step and between micro-batches.
+    take = Step(stage, run, model, record=lambda work: work)
 
     def step() -> None:
-        batch = _batch(stage, run)
+        batch = full_batch(stage, run)
         take([[batch]], lambda parts: [[batch]], step=0)
-        for optimizer in take.optimizers.values():
-            optimizer.zero_grad()
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -246,7 +245,7 @@ def stage_model(run: RunConfig) -> nn.Module:
     return Parts(**parts)
 
 
-def _batch(stage: Any, run: RunConfig) -> Any:
+def full_batch(stage: Any, run: RunConfig) -> Any:
     """A full batch of noise with the longest items there may be: the shapes of training, its dearest contents."""
     cfg, n, n_items = run.model, run.train.batch_tokens, run.train.batch_items
     width = cfg.mel.n_mels * cfg.audio.factor

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from muomni import files
 from muomni.config import MelConfig, ModelConfig
 from muomni.data.audio import denormalise
 from muomni.data.media import write_wav
@@ -87,7 +88,7 @@ def write_lines(path: Path, blocks: Sequence[Sequence[tuple[str, str]]]) -> None
         "".join(f"{name + ':':<{width}}{' | '.join(text.splitlines())}\n" for name, text in block)
         for block in blocks
     ]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    files.replace(path, "\n".join(lines))
 
 
 def write_spectrograms(path: Path, mels: Sequence[torch.Tensor], mel: MelConfig) -> None:
@@ -100,7 +101,7 @@ def write_spectrograms(path: Path, mels: Sequence[torch.Tensor], mel: MelConfig)
         image[:, : len(log_mel)] = denormalise(log_mel, mel).float().cpu().numpy().T[::-1]
         rows += [[LOUDEST] * width] * bool(rows) + image.tolist()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(rows, low=low, high=LOUDEST))
+    files.replace(path, png(rows, low=low, high=LOUDEST))
 
 
 def write_speech(path: Path, log_mel: torch.Tensor, config: ModelConfig) -> None:

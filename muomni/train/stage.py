@@ -15,6 +15,7 @@ from torch import nn
 
 from muomni.config import ModelConfig, RunConfig
 from muomni.data import embedded
+from muomni.data.quarantine import Quarantine
 from muomni.errors import UserError
 from muomni.models.weights import CheckpointError, load_weights, newest_complete
 from muomni.settings import to_dict
@@ -95,8 +96,16 @@ class Stage(Protocol):
         """Whether `batch` runs a part of the model: such batches cannot be made by another process."""
         ...
 
+    @property
+    def quarantine(self) -> Quarantine:
+        """The samples it leaves out."""
+        ...
+
     def build(self, run: RunConfig, root: Path) -> nn.Module:
-        """The model with the parents' parts loaded; frozen parameters have requires_grad False."""
+        """The model with the parents' parts loaded; frozen parameters have requires_grad False.
+
+        What is read before training is read here, so that workers share it.
+        """
         ...
 
     def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
@@ -166,6 +175,7 @@ class StageBase:
         self.run = run
         self.gathered: list[Any] = []
         self.config: ModelConfig = run.model
+        self.quarantine = Quarantine(run.stage, share=run.train.bad_samples)
 
     def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
         """Every trainable parameter."""

@@ -14,11 +14,12 @@ from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.errors import UserError
 from muomni.models.memory import recompute
-from muomni.train.compiled import loss_function
+from muomni.train import parallel
 from muomni.train.graphed import Record, Replay, recorder, update_is_capturable
 from muomni.train.optim import Optimizer, Outcome
 from muomni.train.schedule import learning_rate
 from muomni.train.stage import Stage, step_seed
+from muomni.train.world import in_turn, world
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,11 +58,15 @@ class Step:
         """
         self.stage, self.run, self.model = stage, run, model
         self.device = next(model.parameters()).device
-        self.optimizers = {p: Optimizer(stage.parameters(model, p), run.optim) for p in stage.phases}
-        self.losses = loss_function(stage, run.train.compile, device=self.device)
+        self.world = world()
+        self.net = parallel.spread(stage, run, model, self.world)
+        self.optimizers = {
+            p: Optimizer(self.net.parameters(p), run.optim, norm=functools.partial(self.net.norm, p))
+            for p in stage.phases
+        }
         recompute(model, run.train.recompute)
         self.half = in_half(run.train.precision, self.device)
-        self.record = record or recorder(stage, run.train, device=self.device)
+        self.record = record or recorder(stage, run.train, device=self.device, alone=self.world.size == 1)
         self._gradient: dict[str, Replay[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
         self._update: dict[str, Replay[Outcome]] = {}
         self._kept: dict[str, list[tuple[torch.Tensor, ...]]] = {}
@@ -69,10 +74,10 @@ class Step:
         """Pieces of a micro-batch; doubled when one does not fit in memory."""
 
     def __call__(self, micro: Sequence[Sequence[Any]], fetch: Fetch, *, step: int) -> Taken:
-        """Step number `step` with the pieces of its micro-batches.
+        """Step number `step` with the pieces of this process's micro-batches.
 
         A micro-batch that does not fit in memory is fetched again in twice as many parts, for this step and all later
-        ones. Raises OutOfMemory when MOST_PARTS do not fit either.
+        ones. Raises OutOfMemory when MOST_PARTS do not fit either, or other processes take part.
         """
         lr = learning_rate(self.run.optim, step=step, steps=self.run.train.steps)
         buffers = [b for n, b in self.model.named_buffers() if n.split(".", 1)[0] in self.stage.saved]
@@ -102,6 +107,8 @@ class Step:
             raise ValueError(
                 f"stage {self.stage.name}: losses without {sorted(totals.keys() - terms)} of counts."
             )
+        self.stage.gather(self.model)
+        self.stage.gathered[:] = in_turn(self.stage.gathered)
         self.stage.after_step(self.model)
         # What a non-finite step gathered goes with its update: codebook statistics and logged means alike.
         for buffer, old in zip(buffers, before, strict=True):
@@ -114,7 +121,7 @@ class Step:
         for batch in (piece for pieces in micro for piece in pieces):
             for key, count in self.stage.counts(batch).items():
                 totals[key] = totals.get(key, 0) + count
-        return totals
+        return self.world.totals(totals)
 
     def _gradients(
         self,
@@ -131,12 +138,17 @@ class Step:
         for i, pieces in enumerate(micro):
             for j, batch in enumerate(pieces):
                 # Dropout depends on (seed, step, phase, micro-batch, piece): a resume needs no generator state.
-                seed = step_seed(self.run.seed, 2, *seeds, i, *([j] if j else []))
-                loss, parts = self._differentiated(phase, batch, totals, seed)
+                number = i * self.world.size + self.world.rank
+                seed = step_seed(self.run.seed, 2, *seeds, number, *([j] if j else []))
+                last = (i, j) == (len(micro) - 1, len(pieces) - 1)
+                with self.net.passing(phase, last=last):
+                    loss, parts = self._differentiated(phase, batch, totals, seed)
                 total = total + loss
                 for key, value in parts.items():
                     means[key] = means.get(key, 0) + value
-        return total, means
+        self.net.collect(phase)
+        total, *values = self.world.sums([total, *means.values()])
+        return total, dict(zip(means, values, strict=True))
 
     def _differentiated(
         self, phase: str, batch: Any, totals: Mapping[str, torch.Tensor | int], seed: int
@@ -175,7 +187,7 @@ class Step:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=self.record is None
         ):
-            sums = self.losses(self.model, batch, phase)
+            sums = self.net(batch, phase)
         self.stage.gather(self.model)
         _check_terms(sums, totals, self.stage)
         # At least float32; a test in float64 stays there.
@@ -215,6 +227,12 @@ class Step:
             torch.cuda.empty_cache()
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.world.size > 1:
+            # The others are in the middle of a backward that this process cannot join again.
+            raise OutOfMemory(
+                f"stage {self.stage.name}: out of memory on process {self.world.rank} of {self.world.size}; go on with "
+                "train.recompute=true or train.shard=true, or choose more and smaller train.micro_batches."
+            ) from error
         self.parts *= 2
         if self.parts > MOST_PARTS:
             raise OutOfMemory(

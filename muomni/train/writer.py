@@ -12,12 +12,25 @@ from muomni.train import checkpoint
 from muomni.train.checkpoint import Checkpoint
 
 
+class Form:
+    """What this process writes of a checkpoint, and how."""
+
+    def own(self, state: Checkpoint) -> Checkpoint:
+        """What of it this process writes; not copied."""
+        return state
+
+    def save(self, stage_dir: Path, state: Checkpoint, *, keep: int) -> Path:
+        """`checkpoint.save` of a copy of what `own` gave."""
+        return checkpoint.save(stage_dir, state, keep=keep)
+
+
 class Writer:
     """Writes one run's checkpoints. The caller waits for a copy of the tensors, not for hashing and the disk."""
 
-    def __init__(self, stage_dir: Path, *, keep: int) -> None:
-        """As `checkpoint.save` takes them."""
+    def __init__(self, stage_dir: Path, *, keep: int, form: Form | None = None) -> None:
+        """As `checkpoint.save` takes them. form: whole tensors of one process by default."""
         self._stage_dir, self._keep = stage_dir, keep
+        self._form = form or Form()
         # Its thread is joined when the process ends: a checkpoint that was begun is finished.
         self._executor = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: futures.Future[Path] | None = None
@@ -40,14 +53,15 @@ class Writer:
         memory is kept for the next ones: fresh pages would cost more than the copying.
         """
         self.wait()
+        own = self._form.own(state)
         copied = Checkpoint(
-            weights=self._copied("weights", state.weights),
-            optimizer=self._copied("optimizer", state.optimizer),
-            record=state.record,
+            weights=self._copied("weights", own.weights),
+            optimizer=self._copied("optimizer", own.optimizer),
+            record=own.record,
         )
-        if any(t.is_cuda for t in state.weights.values()):
+        if any(t.is_cuda for t in (*own.weights.values(), *own.optimizer.values())):
             torch.cuda.synchronize()
-        self._write = self._executor.submit(checkpoint.save, self._stage_dir, copied, keep=self._keep)
+        self._write = self._executor.submit(self._form.save, self._stage_dir, copied, keep=self._keep)
 
     def wait(self) -> None:
         """Until the last write is on the disk. Raises what it raised: CheckpointError on a full disk."""

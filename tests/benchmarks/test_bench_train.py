@@ -223,7 +223,12 @@ def test_an_adapter_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest
 
 def test_the_adapter_of_the_documentation_runs(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
-    code = text.split("```python\n")[1].split("```")[0].replace("/path/to/nanoGPT", str(tmp_path))
+    code = (
+        text.split("## Measured against others")[1]
+        .split("```")[1]
+        .removeprefix("python")
+        .replace("/path/to/nanoGPT", str(tmp_path))
+    )
     (tmp_path / "adapter.py").write_text(code.replace("torch.compile(GPT(config)", "(GPT(config)"))
     (tmp_path / "model.py").write_text(
         "import dataclasses, torch\n"

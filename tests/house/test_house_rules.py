@@ -37,17 +37,6 @@ def _calls(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_id)
-def test_no_pickle_no_torch_load_no_remote_code(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    imports = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    imports |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    assert not imports & {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
-    forbidden = {"torch.load", "torch.save", "eval", "exec", "np.load", "numpy.load"}
-    assert not forbidden & set(_calls(tree))
-    assert "trust_remote_code" not in path.read_text()
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=_id)
 def test_only_the_command_line_prints(path: Path) -> None:
     if path.name != "cli.py":
         assert "print" not in _calls(ast.parse(path.read_text()))

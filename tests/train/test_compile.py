@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from muomni.config import STAGES, RunConfig
 from muomni.data.batch import to_device
-from muomni.train import loop, step
+from muomni.train import loop, parallel
 from muomni.train.compiled import loss_function
 from muomni.train.stages import stage as make_stage
 
@@ -92,7 +92,7 @@ def test_losses_are_one_graph_with_the_same_numbers(name: str, trained: Path, sm
 def test_a_compiled_run_logs_the_losses_of_an_eager_one(
     name: str, trained: Path, tmp_path: Path, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "loss_function", functools.partial(loss_function, backend="aot_eager"))
+    monkeypatch.setattr(parallel, "loss_function", functools.partial(loss_function, backend="aot_eager"))
     rows = []
     for choice in ("off", "on"):
         run = small_run(name, steps=3, micro_batches=2, compile=choice)

@@ -129,7 +129,16 @@ def test_other_settings_start_over_and_keep_the_old_run(tmp_path: Path) -> None:
 
 def test_settings_of_how_a_run_is_made_do_not_start_it_over(tmp_path: Path) -> None:
     """FREE names fields there are; a run that ended goes on with others of them, and is that of the first ones."""
-    other = {"workers": 1, "save_every": 2, "keep": 5, "log_every": 3, "eval_every": 2, "recompute": True}
+    other = {
+        "workers": 1,
+        "save_every": 2,
+        "keep": 5,
+        "bad_samples": 0.5,
+        "log_every": 3,
+        "eval_every": 2,
+        "recompute": True,
+        "shard": True,
+    }
     assert set(other) | {"compile", "graph"} == set(FREE)
     straight = train(LineStage(_run(6)), _run(6), tmp_path / "a")
     stopped = LineStage(_run(6))

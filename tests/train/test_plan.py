@@ -38,14 +38,14 @@ def test_prediction_is_within_ten_percent_at_nano(name: str) -> None:
 
 def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
     found = Plan(
-        stage="text", unit=512, weights=100, gradients=80, moments=200, per_unit=7.0, base=20.0, least=80
+        stage="text", unit=512, weights=100, gradients=80, moments=200, per_unit=7.0, base=20.0, least=40
     )
-    assert found.peak(1) == 100 + 200 + 80
-    assert found.peak(50) == 100 + 200 + 20 + 350
+    assert found.peak(1) == 100 + 80 + 200 + 40
+    assert found.peak(50) == 100 + 80 + 200 + 20 + 350
     units = found.fitting(1_000)
     assert found.peak(units) <= 1_000 < found.peak(units + 1)
     with pytest.raises(UserError, match="memory: one micro-batch of 512 needs"):
-        found.fitting(379)
+        found.fitting(419)
 
 
 def test_table_adds_up_and_names_settings_that_fit(small_run: SmallRun) -> None:
@@ -67,12 +67,13 @@ def test_blocks_are_computed_again_only_where_keeping_them_leaves_too_little_roo
     kept, again = plan(small_run("text")), plan(small_run("text", recompute=True))
     assert again.per_unit < kept.per_unit
     wide = kept.peak(ENOUGH // kept.unit)
-    assert not choose(small_run("text"), wide)[0].train.recompute
-    run, found = choose(small_run("text"), wide - 1)
+    # The bytes of two plans of one step differ a little: so does what autograd frees when.
+    assert not choose(small_run("text"), round(wide * 1.01))[0].train.recompute
+    run, found = choose(small_run("text"), round(wide * 0.98))
     assert (
         run.train.recompute
         and run.train.batch_tokens >= ENOUGH
-        and found.per_unit == pytest.approx(again.per_unit)
+        and found.per_unit == pytest.approx(again.per_unit, rel=0.02)
     )
     with pytest.raises(UserError, match="memory: one micro-batch of 512 needs"):
         choose(small_run("text"), 2**20)

@@ -76,6 +76,8 @@ def all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spec is not None and spec.loader is not None
     fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
+    for item in ("SpeechItem", "QuestionItem", "PictureItem", "Conversation"):
+        setattr(fresh, item, getattr(embedded, item))
     for kind in ("speech", "questions", "pictures", "conversations"):
         monkeypatch.setattr(embedded, kind, getattr(fresh, kind))
 

@@ -23,6 +23,7 @@ from muomni.data.audio import (
     stack_frames,
 )
 from muomni.data.batch import HOST, Batch, Order, cumulative
+from muomni.data.usable import BEFORE_TRAINING, Item, Usable
 from muomni.errors import UserError
 from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
@@ -66,12 +67,13 @@ class AudioStage(StageBase):
     weights: Mapping[str, float] = {"ctc": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
-        """Compute every clip's log-mel at every speed once; start the encoder from the seed."""
+        """Read every clip; start the encoder from the seed."""
+        self.data = Usable(self.quarantine, kinds=("speech",), read=_waveform)
         self._mels: dict[tuple[str, int], torch.Tensor] = {}
         self._usable: dict[str, list[embedded.SpeechItem]] = {}
         self._orders: dict[str, tuple[list[tuple[embedded.SpeechItem, int]], Order]] = {}
-        self.dropped: dict[str, int] = {}
-        """Clips left out of each split: too long for the context, or too short for their transcript."""
+        for split in BEFORE_TRAINING:
+            self.items(split)
         cfg = run.model.audio
         return Parts(
             audio=AudioEncoder(cfg, run.model.mel.n_mels),
@@ -81,10 +83,10 @@ class AudioStage(StageBase):
     def items(self, split: embedded.Split) -> list[embedded.SpeechItem]:
         """Clips that fit the context and whose transcript fits the fastest copy; the others are counted."""
         if split not in self._usable:
-            items = embedded.speech(split)
+            items = self.data.speech(split)
             fastest = max(SPEEDS) if split == "train" else 1.0
             self._usable[split] = [item for item in items if self._fits(item, fastest)]
-            self.dropped[split] = len(items) - len(self._usable[split])
+            self.quarantine.dropped[split] = len(items) - len(self._usable[split])
             if not self._usable[split]:
                 raise UserError(
                     f"audio: no clip of split {split} fits; raise audio.ctc_expand or max_seq_len."
@@ -102,7 +104,7 @@ class AudioStage(StageBase):
         """Normalised log-mel (n_frames, n_mels) of a clip at SPEEDS[speed], computed once."""
         key = (item.id, speed)
         if key not in self._mels:
-            waveform = embedded.waveform(item)
+            waveform = self.data.value(item).numpy()
             if SPEEDS[speed] != 1.0:
                 waveform = soxr.resample(waveform, 16_000 * SPEEDS[speed], 16_000).astype(np.float32)
             self._mels[key] = normalise(log_mel(waveform, self.config.mel), self.config.mel)
@@ -245,6 +247,13 @@ class AudioStage(StageBase):
     def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
         """Transcripts against what is said; see written_samples."""
         return audio_samples(self, model, split, folder)
+
+
+def _waveform(item: Item) -> torch.Tensor:
+    """A clip whose transcript can be spelled, (n_samples,) float32. Raises MediaError."""
+    assert isinstance(item, embedded.SpeechItem)
+    encode_ctc(item.text)
+    return torch.from_numpy(embedded.waveform(item))
 
 
 def _padded(lengths: list[int], size: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Batch
+from muomni.data.usable import Item, Usable
 from muomni.models.codec import Codec
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
 from muomni.train.stages.spoken_samples import codec_samples
@@ -32,15 +33,6 @@ class FrameBatch(Batch):
     """() int64: codebooks in use for this batch (codebook dropout); a tensor, so that one graph serves them all."""
 
 
-def clips(split: embedded.Split, run: RunConfig) -> list[torch.Tensor]:
-    """Normalised, stacked log-mel of every recording of a split, (n_frames, factor * n_mels) each."""
-    items: list[embedded.SpeechItem | embedded.QuestionItem] = [
-        *embedded.speech(split),
-        *embedded.questions(split),
-    ]
-    return [audio_frames(embedded.waveform(i), run.model.mel, factor=run.model.codec.factor) for i in items]
-
-
 class CodecStage(StageBase):
     """Reconstruction of log-mel with any first k codebooks."""
 
@@ -54,14 +46,19 @@ class CodecStage(StageBase):
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's frames once; start the codec from the seed."""
+        self.data = Usable(self.quarantine, kinds=("speech", "questions"), read=self._read)
         self._clips: dict[str, list[torch.Tensor]] = {}
         return Parts(codec=Codec(run.model.codec, run.model.mel))
 
     def clips(self, split: embedded.Split) -> list[torch.Tensor]:
-        """A split's clips, read once."""
+        """Normalised, stacked log-mel of every recording of a split, (n_frames, factor * n_mels) each."""
         if split not in self._clips:
-            self._clips[split] = clips(split, self.run)
+            self._clips[split] = [self.data.value(item) for item in self.data.items(split)]
         return self._clips[split]
+
+    def _read(self, item: Item) -> torch.Tensor:
+        assert isinstance(item, embedded.SpeechItem | embedded.QuestionItem)
+        return audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.codec.factor)
 
     def batch(self, position: int, parts: int = 1) -> list[FrameBatch]:
         """Random crops: a clip is drawn in proportion to its length."""
@@ -150,7 +147,7 @@ class CodecStage(StageBase):
         """Absolute log-mel error of held-out recordings with the first k codebooks, against the mean frame."""
         codec = part(model, "codec", Codec)
         device, std = self.device(model), self.config.mel.std
-        n_mels, n_recordings = self.config.mel.n_mels, len(embedded.speech(split))
+        n_mels, n_recordings = self.config.mel.n_mels, len(self.data.speech(split))
         mean = torch.cat([clip.reshape(-1, n_mels) for clip in self.clips("train")]).mean(0)
         held_out = self.clips(split)[:n_recordings]
         total = sum(clip.numel() for clip in held_out)

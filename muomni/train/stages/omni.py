@@ -13,8 +13,9 @@ from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Media, Order, PackedBatch, pack
 from muomni.data.image import augment, to_float
-from muomni.data.tasks import Example, clips, documents, examples
+from muomni.data.tasks import Clip, Example, Places, clips, documents, examples, fitting
 from muomni.data.template import Document
+from muomni.data.usable import Item, Usable
 from muomni.models.audio import AudioEncoder
 from muomni.models.fuse import Projector, place_features
 from muomni.models.thinker import Thinker
@@ -51,39 +52,60 @@ class OmniStage(StageBase):
         freeze(model.get_submodule("audio"))
         self.root = root
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
+        self.data = Usable(self.quarantine, read=self._read)
         self._pictures: dict[str, torch.Tensor] = {}
-        self._frames: dict[tuple[str, int], torch.Tensor] = {}
-        self._training: tuple[list[Example], list[Document], Order] | None = None
+        self._clips: dict[str, tuple[Clip, ...]] = {}
+        chosen = self.examples("train")
+        found = self.documents("train", chosen)
+        self._training = (chosen, found, self.order(found, shuffle=True))
         return model
 
     def examples(self, split: embedded.Split) -> list[Example]:
-        """All examples of a split."""
-        return examples(split, max_audio_samples=self.config.max_audio_samples)
+        """All examples of a split that fit the context."""
+        longest = self.config.max_audio_samples
+        found = examples(split, max_audio_samples=longest, source=self.data)
+        fit = fitting(found, self.tokenizer, **self._places(split))
+        too_long = sum(item.n_samples > longest for item in self.data.speech(split))
+        self.quarantine.dropped[split] = too_long + len(found) - len(fit)
+        return fit
 
     def documents(
         self, split: embedded.Split, chosen: list[Example], *, media: bool = True
     ) -> list[Document]:
         """Examples of a split as documents."""
-        return documents(
-            chosen, self.tokenizer, clip_tokens=[self.config.audio_tokens(c.n_samples) for c in clips(split)],
-            n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=self.config.max_seq_len, media=media,
-        )  # fmt: skip
+        return documents(chosen, self.tokenizer, **self._places(split), media=media)
+
+    def _places(self, split: embedded.Split) -> Places:
+        return Places(
+            clip_tokens=[self.config.audio_tokens(c.n_samples) for c in self.clips(split)],
+            n_image_tokens=self.config.vision.n_image_tokens,
+            max_seq_len=self.config.max_seq_len,
+        )
+
+    def clips(self, split: embedded.Split) -> tuple[Clip, ...]:
+        """Every clip of a split that can be used: recordings, then spoken questions."""
+        if split not in self._clips:
+            self._clips[split] = clips(split, self.data)
+        return self._clips[split]
 
     def pictures(self, split: embedded.Split) -> torch.Tensor:
         """Every picture of a split, (n, 3, 128, 128) uint8, read once."""
         if split not in self._pictures:
-            items = embedded.pictures(split)
-            self._pictures[split] = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
+            items = self.data.pictures(split)
+            self._pictures[split] = torch.stack([self.data.take(item) for item in items])
         return self._pictures[split]
 
     def frames(self, split: embedded.Split, clip: int) -> torch.Tensor:
-        """A clip as the encoder sees it, (n_frames, factor * n_mels), computed once."""
-        if (split, clip) not in self._frames:
-            waveform = embedded.waveform(clips(split)[clip])
-            self._frames[split, clip] = audio_frames(
-                waveform, self.config.mel, factor=self.config.audio.factor
-            )
-        return self._frames[split, clip]
+        """A clip as the encoder sees it, (n_frames, factor * n_mels)."""
+        return self.data.value(self.clips(split)[clip])
+
+    def _read(self, item: Item) -> torch.Tensor | None:
+        """A picture's pixels or a clip's frames; None for a clip that no example uses."""
+        if isinstance(item, embedded.PictureItem):
+            return torch.from_numpy(embedded.picture(item))
+        if isinstance(item, embedded.Conversation) or item.n_samples > self.config.max_audio_samples:
+            return None
+        return audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.audio.factor)
 
     def order(self, found: list[Document], *, shuffle: bool) -> Order:
         """Documents packed by positions, pictures and audio frames."""
@@ -93,10 +115,6 @@ class OmniStage(StageBase):
 
     def batch(self, position: int, parts: int = 1) -> list[PackedBatch]:
         """Packed documents with their media; pictures are augmented."""
-        if self._training is None:
-            chosen = self.examples("train")
-            found = self.documents("train", chosen)
-            self._training = (chosen, found, self.order(found, shuffle=True))
         chosen, found, order = self._training
         row = order.at(position)
         draw = generator(self.run.seed, 3, position) if self.run.train.augment else None

@@ -70,7 +70,7 @@ def figures(stage: OmniStage, model: nn.Module, split: embedded.Split) -> list[F
                 baseline_name=f"another item's {what}", n=len(right[0]),
             )
         )  # fmt: skip
-    common = Counter(item.group for item in embedded.pictures("train")).most_common(1)[0][0]
+    common = Counter(item.group for item in stage.data.pictures("train")).most_common(1)[0][0]
     for task, name in (("group", "typed"), ("group spoken", "spoken")):
         majority = sum(e.answer == common for e in chosen[task]) / len(chosen[task])
         rows.append(

@@ -36,7 +36,7 @@ def codec_samples(
     Returns the copy's mean absolute log-mel error, natural-log units.
     """
     codec, mel = part(model, "codec", Codec), stage.config.mel
-    recordings = stage.clips(split)[: len(embedded.speech(split))]
+    recordings = stage.clips(split)[: len(stage.data.speech(split))]
     clip = longest_fitting(recordings, len)[:MAX_FRAMES].to(stage.device(model))
     copy = codec.decode(codec.encode(clip[None]))[0]
     shown = [frames.reshape(-1, mel.n_mels) for frames in (clip, copy)]

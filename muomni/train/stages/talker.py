@@ -15,8 +15,9 @@ from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import HOST, Batch, Order, cumulative, pack
-from muomni.data.tasks import SAY, Example, documents
+from muomni.data.tasks import SAY, Example, Places, documents, fitting
 from muomni.data.template import Document
+from muomni.data.usable import Item, Usable
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
@@ -98,8 +99,7 @@ class TalkerStage(StageBase):
             load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
             freeze(model.get_submodule(name))
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
-        self.dropped: dict[str, int] = {}
-        """Recordings left out of each split: too long for the context, or with more subwords than frames."""
+        self.data = Usable(self.quarantine, kinds=("speech",), read=self._read)
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
         self._orders: dict[str, Order] = {}
@@ -108,23 +108,33 @@ class TalkerStage(StageBase):
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
         return model
 
+    def _read(self, item: Item) -> torch.Tensor | None:
+        """Normalised log-mel (n_frames, n_mels) of a recording that is not too long."""
+        assert isinstance(item, embedded.SpeechItem)
+        if item.n_samples > self.config.max_audio_samples:
+            return None
+        return normalise(log_mel(embedded.waveform(item), self.config.mel), self.config.mel)
+
     @torch.no_grad()
     def utterances(self, split: embedded.Split) -> list[Utterance]:
-        """Codes and conditions of every usable recording of a split; both nets are frozen, so once is enough."""
+        """Codes and conditions of every recording of a split that there is room for, made once: both nets are frozen.
+
+        Others are counted: too long for the context, or with more subwords than frames.
+        """
         if split not in self._utterances:
-            items = [i for i in embedded.speech(split) if i.n_samples <= self.config.max_audio_samples]
-            chosen = [Example(task="say", question=SAY + item.text, answer=item.text) for item in items]
-            found = documents(
-                chosen, self.tokenizer, clip_tokens=[], n_image_tokens=self.config.vision.n_image_tokens,
-                max_seq_len=self.config.max_seq_len,
-            )  # fmt: skip
-            mels = [normalise(log_mel(embedded.waveform(i), self.config.mel), self.config.mel) for i in items]
+            places = Places(clip_tokens=[], n_image_tokens=1, max_seq_len=self.config.max_seq_len)
+            items = [i for i in self.data.speech(split) if i.n_samples <= self.config.max_audio_samples]
+            said = [Example(task="say", question=SAY + item.text, answer=item.text) for item in items]
+            chosen = fitting(said, self.tokenizer, **places)
+            found = documents(chosen, self.tokenizer, **places)
+            fit = set(chosen)
+            mels = [self.data.value(item) for item, e in zip(items, said, strict=True) if e in fit]
             made = [
                 Utterance(log_mel=mel, codes=self.encode([mel])[0], states=states, embeds=embeds)
                 for mel, (states, embeds) in zip(mels, self._conditions(found), strict=True)
             ]
             usable = [u for u in made if len(u.states) <= u.codes.shape[1]]
-            self.dropped[split] = len(embedded.speech(split)) - len(usable)
+            self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
             self._utterances[split] = usable
         return self._utterances[split]
 

@@ -13,6 +13,7 @@ from muomni.data import embedded
 from muomni.data.batch import Order, PackedBatch, pack
 from muomni.data.template import Document, render_text
 from muomni.data.text import Tokenizer, train_tokenizer
+from muomni.data.usable import Usable
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
@@ -37,13 +38,13 @@ def load_tokenizer(root: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def training_texts(split: embedded.Split = "train") -> list[str]:
+def training_texts(split: embedded.Split, source: embedded.Source) -> list[str]:
     """Every text of a split: conversations, transcripts, spoken questions, labels with their tags."""
-    pictures = embedded.pictures(split)
+    pictures = source.pictures(split)
     return [
-        *(item.text for item in embedded.conversations(split)),
-        *(item.text for item in embedded.speech(split)),
-        *dict.fromkeys(item.text for item in embedded.questions(split)),
+        *(item.text for item in source.conversations(split)),
+        *(item.text for item in source.speech(split)),
+        *dict.fromkeys(item.text for item in source.questions(split)),
         *(f"{item.label}\n{', '.join(item.tags)}" for item in pictures),
     ]
 
@@ -57,17 +58,21 @@ class TextStage(StageBase):
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Train the tokenizer if the run has none, and start a Thinker from its seed."""
+        self.data = Usable(self.quarantine)
         path = tokenizer_path(root)
         if not path.is_file():
             root.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(training_texts(), run.model.thinker.vocab_size).save(path)
+            train_tokenizer(training_texts("train", self.data), run.model.thinker.vocab_size).save(path)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._orders: dict[str, tuple[list[Document], Order]] = {}
         return Parts(thinker=Thinker(run.model.thinker))
 
     def documents(self, split: embedded.Split) -> list[Document]:
         """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
-        texts = training_texts() if split == "train" else [c.text for c in embedded.conversations(split)]
+        if split == "train":
+            texts = training_texts(split, self.data)
+        else:
+            texts = [c.text for c in self.data.conversations(split)]
         longest = self.config.max_seq_len
         return [
             d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)
@@ -121,7 +126,7 @@ class TextStage(StageBase):
         nats = sum(
             float(self.losses(model, b.to(self.device(model)), "main")["token"]) for b in self.held_out(split)
         )
-        held_out = embedded.conversations(split)
+        held_out = self.data.conversations(split)
         # The end of a document is predicted too, and counted as one byte by every model alike.
         n_bytes = sum(len(c.text.encode()) + 1 for c in held_out)
         figure = bits_per_byte(nats, n_bytes)

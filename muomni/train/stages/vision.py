@@ -13,6 +13,7 @@ from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.batch import HOST, Batch, Order, cumulative
 from muomni.data.image import augment, to_float
+from muomni.data.usable import Item, Usable
 from muomni.metrics.retrieval import recall_at_1
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
@@ -56,6 +57,7 @@ class VisionStage(StageBase):
         """Start both towers from the seed; the text stage gives the tokenizer alone."""
         parent_checkpoint(root, parent="text", child=self.name, config=run.model)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
+        self.data = Usable(self.quarantine, kinds=("pictures",), read=_pixels)
         self._data: dict[str, tuple[torch.Tensor, list[list[list[int]]]]] = {}
         self._orders: dict[str, Order] = {}
         return ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)
@@ -63,8 +65,8 @@ class VisionStage(StageBase):
     def pairs(self, split: embedded.Split) -> tuple[torch.Tensor, list[list[list[int]]]]:
         """Every picture of a split, uint8 (n, 3, 128, 128), and its words as ids, the label's first; read once."""
         if split not in self._data:
-            items = embedded.pictures(split)
-            images = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
+            items = self.data.pictures(split)
+            images = torch.stack([self.data.take(item) for item in items])
             words = [
                 self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)]) for item in items
             ]
@@ -154,6 +156,11 @@ class VisionStage(StageBase):
     def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
         """The nearest captions of held-out pictures; see written_samples."""
         return vision_samples(self, model, split, folder)
+
+
+def _pixels(item: Item) -> torch.Tensor:
+    assert isinstance(item, embedded.PictureItem)
+    return torch.from_numpy(embedded.picture(item))
 
 
 def collate(images: torch.Tensor, captions: list[list[int]], *, n_items: int) -> PairBatch:

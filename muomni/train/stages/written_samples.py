@@ -36,7 +36,7 @@ NEAREST = 3
 def text_samples(stage: TextStage, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
     """continuations.txt: held-out conversations from their first turn on, as the Thinker goes on and as they do."""
     thinker, device = part(model, "thinker", Thinker), stage.device(model)
-    talks = spread(embedded.conversations(split))
+    talks = spread(stage.data.conversations(split))
     given = [stage.tokenizer.encode(talk.turns[0] + "\n")[:MAX_PROMPT] for talk in talks]
     prompts = []
     for ids in given:
@@ -86,7 +86,7 @@ def vision_samples(
     )  # fmt: skip
     found = stage.embeddings(model, to_device(batch, stage.device(model)))
     pictures, captions = (side.float().cpu() for side in found[:2])
-    items = embedded.pictures(split)
+    items = stage.data.pictures(split)
     blocks, ranks = [], []
     for i in spread(range(len(items))):
         order = (captions @ pictures[i]).argsort(descending=True).tolist()
