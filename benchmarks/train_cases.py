@@ -76,7 +76,7 @@ def batches(case: Case, root: Path) -> list[Any]:
     torch.manual_seed(0)
     if case.kind == "full":
         stage = make_stage(case.run)
-        return [plan._batch(stage, case.run) for _ in range(N_BATCHES)]
+        return [plan.full_batch(stage, case.run) for _ in range(N_BATCHES)]
     stage = TextStage(_packing(case.run))
     stage.build(stage.run, root)
     return [stage.batch(position)[0] for position in range(N_BATCHES)]

@@ -107,7 +107,7 @@ def count(run: RunConfig, batch: Any = None) -> Work:
     if batch is None:
         unit = plan.unit_of(run)
         small = plan.scaled(run, unit)
-        return count(small, plan._batch(make_stage(small), small)).scaled(n / unit)
+        return count(small, plan.full_batch(make_stage(small), small)).scaled(n / unit)
     stage, model = make_stage(run), plan.stage_model(run)
     stage.set_mode(model)
     found = _Counts()
