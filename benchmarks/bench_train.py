@@ -211,17 +211,29 @@ class Settings:
         return best
 
 
-def timed(case: Case, settings: Settings) -> Iterator[Row]:
-    """The rows of a case; contenders that cannot run, fail or compute something else get one that says so."""
-    device = settings.device
-    common: Row = {
+def told(case: Case, settings: Settings) -> Iterator[Row]:
+    """`timed`; a case whose batches or floor cannot be made is a row, and no reason to leave the others out."""
+    try:
+        yield from timed(case, settings)
+    except FAILURES as error:
+        yield {**_common(case), "contender": f"{train_report.OURS}, all", "dtype": "all",
+               "status": f"failed: {first_line(error)}"}  # fmt: skip
+
+
+def _common(case: Case) -> Row:
+    return {
         "op": "train", "variant": case.variant, "size": case.size, "stage": case.stage, "kind": case.kind,
         "model": True, "pass": "step", "positions": case.n,
     }  # fmt: skip
 
+
+def timed(case: Case, settings: Settings) -> Iterator[Row]:
+    """The rows of a case; contenders that cannot run, fail or compute something else get one that says so."""
+    device = settings.device
+
     def row(name: str, status: str, **values: Any) -> Row:
         dtype = "bfloat16" if name.endswith("bf16") else "float32"
-        return {**common, "contender": name, "dtype": dtype, "status": status, **values}
+        return {**_common(case), "contender": name, "dtype": dtype, "status": status, **values}
 
     if time.monotonic() > settings.deadline:
         yield row(train_report.OURS, "not run: out of time")
@@ -236,7 +248,7 @@ def timed(case: Case, settings: Settings) -> Iterator[Row]:
     loss = train_cases.expected(case, made[0], device) if case.stage == "text" else None
     work = train_floor.count(case.run, made[0] if packed else None)
     ready: dict[str, Contender] = {}
-    told: dict[str, Row] = {}
+    first: dict[str, Row] = {}
     norms: dict[bool, float | None] = {}
     for name, make in train_cases.contenders(
         case, made, device, precisions=settings.precisions, peers=settings.peers, backend=settings.backend
@@ -244,8 +256,8 @@ def timed(case: Case, settings: Settings) -> Iterator[Row]:
         half, foreign = name.endswith("bf16"), name.rpartition(", ")[0] in settings.peers
         try:
             wanted = (None, None) if foreign else (loss, norms.get(half))
-            ready[name], told[name] = prepare(make, device, loss=wanted[0], norm=wanted[1])
-            norms.setdefault(half, told[name]["grad_norm"])
+            ready[name], first[name] = prepare(make, device, loss=wanted[0], norm=wanted[1])
+            norms.setdefault(half, first[name]["grad_norm"])
         except NotRun as reason:
             yield row(name, f"not run: {reason}")
         except WrongError as reason:
@@ -261,7 +273,7 @@ def timed(case: Case, settings: Settings) -> Iterator[Row]:
             values, positions=contender.positions, fill=fill, work=work, yard=yards[contender.half],
             half=contender.half, own_time=device.type == "cpu",
         )  # fmt: skip
-        yield row(name, "ok", **figures, **told[name], busy=busy(contender, device))
+        yield row(name, "ok", **figures, **first[name], busy=busy(contender, device))
 
 
 def _machine(device: torch.device) -> dict[str, str]:
@@ -322,7 +334,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
         for case in cases(sizes, arguments.stages.split(","), device, smoke=arguments.smoke):
             torch.compiler.reset()
-            for found in timed(case, settings):
+            for found in told(case, settings):
                 rows.append(found)
                 print(train_report.line(found), flush=True)
                 if log:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 
@@ -23,10 +24,11 @@ from muomni.data import embedded
 from muomni.data.batch import Order
 from muomni.train import plan
 from muomni.train.schedule import learning_rate
+from muomni.train.stages import omni as omni_module
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.omni import OmniStage
-from muomni.train.stages.text import TextStage, load_tokenizer
+from muomni.train.stages.text import TextStage
 from muomni.train.step import Step, in_half
 
 PACKED_VOCAB = 8_192
@@ -113,7 +115,9 @@ def fill(run: RunConfig, root: Path) -> float | None:
         order = text._order("train")[1]
         if run.stage == "omni":
             omni = OmniStage(text.run)
-            omni.tokenizer = load_tokenizer(root, text.run.model.thinker.vocab_size)
+            # Its data need no trained parent, only the text stage's tokenizer.
+            with mock.patch.object(omni_module, "load_parent"):
+                omni.build(text.run, root)
             order = omni.order(omni.documents("train", omni.examples("train")), shuffle=True)
     return float(order.lengths[:, 0].sum() / (len(order.epoch(0)) * order.capacity[0]))
 

@@ -14,19 +14,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness
 from muomni.config import RunConfig
-from muomni.nn import attention as attention_module
 from muomni.nn.attention import Attention
 from muomni.nn.block import Block
 from muomni.nn.moe import FeedForward
 from muomni.nn.norm import RMSNorm
+from muomni.train import flops as step_flops
 from muomni.train import plan
 from muomni.train.stages import stage as make_stage
 
@@ -73,7 +71,8 @@ class Work:
 def yardstick(device: torch.device, *, half: bool, seconds: float = 1.0) -> Yardstick:
     """The best of several products at a precision and of several copies."""
     size, n_bytes = SIZES[device.type]
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    # Of equal numbers a GPU draws less power and clocks higher.
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
     b, out = a.clone(), torch.empty_like(a)
     source = torch.ones(n_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -99,7 +98,7 @@ def _best(call: Callable[[], Any], device: torch.device, seconds: float) -> floa
 
 
 def count(run: RunConfig, batch: Any = None) -> Work:
-    """The work of a step, counted in one forward and backward on the CPU.
+    """The work of a step, counted in one forward on the CPU, as the loop counts it for its MFU.
 
     batch: of the stage, on the CPU; None for the stage's full batch, counted on its smallest unit and scaled.
     """
@@ -110,14 +109,11 @@ def count(run: RunConfig, batch: Any = None) -> Work:
         return count(small, plan.full_batch(make_stage(small), small)).scaled(n / unit)
     stage, model = make_stage(run), plan.stage_model(run)
     stage.set_mode(model)
-    found = _Counts()
-    mapping = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _in_place)
-    counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with counter, _watched(model, found):
-        sums = stage.losses(model, batch, stage.phases[0])
-        torch.stack([value.float() for value in sums.values()]).sum().backward()
+    found = _Numbers()
+    with _watched(model, found):
+        flops = step_flops.count(stage, model, batch).total
     trained = sum(p.numel() for p in stage.parameters(model, stage.phases[0]).values())
-    return Work(flops=counter.get_total_flops() + found.attention, numbers=found.numbers, trained=trained)
+    return Work(flops=flops, numbers=found.total, trained=trained)
 
 
 def figures(
@@ -148,39 +144,18 @@ def figures(
 
 
 @dataclass
-class _Counts:
-    attention: float = 0.0
-    numbers: float = 0.0
-
-
-def _in_place(total: Any, a: Any, b: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Operations of a product that is added to what is there, from shapes."""
-    *batch, rows, inner = a
-    return 2 * rows * inner * b[-1] * (batch[0] if batch else 1)
+class _Numbers:
+    total: float = 0.0
 
 
 @contextmanager
-def _watched(model: nn.Module, counts: _Counts) -> Iterator[None]:
-    """Attention is counted instead of computed, and layers add the numbers they move."""
-
-    def attend(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, cu_seqlens: torch.Tensor, causal: bool, **_: Any
-    ) -> torch.Tensor:
-        lengths = cu_seqlens.diff().double()
-        pairs = float((lengths * (lengths + 1) / 2 if causal else lengths.square()).sum())
-        forward = 4 * q.shape[1] * q.shape[2] * pairs
-        # Of q, k and v the gradient needs two products for each of the forward's.
-        counts.attention += forward * (3 if q.requires_grad else 1)
-        counts.numbers += (2 if not q.requires_grad else 6) * (q.numel() + k.numel())
-        return q + 0 * (k.sum() + v.sum())
-
+def _watched(model: nn.Module, found: _Numbers) -> Iterator[None]:
+    """Layers that run inside add the numbers they move."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(attention_module, "attention", attend))
         for module in model.modules():
             numbers = _numbers(module)
             if numbers is not None:
-                handle = module.register_forward_hook(_adder(counts, *numbers))
-                stack.callback(handle.remove)
+                stack.callback(module.register_forward_hook(_adder(found, *numbers)).remove)
         yield
 
 
@@ -192,8 +167,9 @@ def _numbers(module: nn.Module) -> tuple[int, int] | None:
         taps = (2 * width, 3 * width) if module.conv is not None else (0, 0)
         return 4 * width * n_norms + taps[0], 4 * width * n_norms + taps[1]
     if isinstance(module, Attention):
-        packed = module.qkv.out_features
-        return 2 * packed, 3 * packed
+        # The split with norms and rotation; then queries, keys, values and results, and in the backward all gradients.
+        packed, own = module.qkv.out_features, (module.n_heads + module.n_kv_heads) * module.head_dim
+        return 2 * packed + 2 * own, 3 * packed + 4 * own
     if isinstance(module, FeedForward):
         return 3 * module.down.in_features, 5 * module.down.in_features
     if isinstance(module, RMSNorm):
@@ -202,10 +178,10 @@ def _numbers(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _adder(counts: _Counts, forward: int, backward: int) -> Callable[..., None]:
+def _adder(found: _Numbers, forward: int, backward: int) -> Callable[..., None]:
     def add(module: nn.Module, arguments: Any, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         rows = first.numel() // first.shape[-1]
-        counts.numbers += rows * (forward + (backward if first.requires_grad else 0))
+        found.total += rows * (forward + (backward if first.requires_grad else 0))
 
     return add

@@ -313,6 +313,18 @@ def test_without_time_a_case_says_so(tmp_path: Path) -> None:
     assert train_report.section([{"op": "rope", "status": "ok"}]) == []
 
 
+def test_a_case_that_cannot_be_made_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("no such batch")
+
+    monkeypatch.setattr(train_cases, "batches", broken)
+    settings = bench_train.Settings(
+        device=CPU, root=tmp_path, precisions=["fp32"], rounds=3, seconds=0.0, deadline=float("inf")
+    )
+    (row,) = bench_train.told(_case(), settings)
+    assert row["status"] == "failed: ValueError: no such batch" and row["contender"].startswith("ours, ")
+
+
 def test_a_plain_step_clips_and_updates() -> None:
     model = PlainModel(NANO).take(Thinker(NANO))
     config = recipes.recipe("nano", "text").optim
