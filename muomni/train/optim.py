@@ -81,6 +81,8 @@ class Optimizer:
                 groups, lr=config.lr, betas=betas, fused=True, capturable=device.type == "cuda"
             )
         )
+        # Capturable steps that are not captured are no mistake here.
+        self._adam._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         self._muon: torch.optim.Muon | None = None
         if of_muon:
             self._muon = torch.optim.Muon(
