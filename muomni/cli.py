@@ -305,6 +305,8 @@ def doctor() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `muomni` command."""
+    # Read when torch loads OpenMP. Threads that spin at a barrier keep the one they wait for off a busy processor.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
     except ToldError as error:

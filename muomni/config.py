@@ -157,6 +157,8 @@ class OptimConfig:
     """Decay of the first moment."""
     beta2: float = 0.98
     """Decay of the second moment."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """What AdamW's two moments are kept in; bf16: half their memory, rounded to 0.4 %."""
     weight_decay: float = 0.05
     """Decoupled decay of matrices; vectors and embeddings are not decayed."""
     grad_clip: float = 1.0
@@ -214,6 +216,9 @@ FREE: tuple[str, ...] = (
 )  # fmt: skip
 """Fields of a TrainConfig that a run may be resumed with others of: they say how it is made, not what it becomes."""
 
+MOST_BETA2_BF16 = 0.995
+"""Eight bits hold a moment to 0.4 %: it must change faster than that."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
     "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),
@@ -237,6 +242,11 @@ class RunConfig:
         """Reject unknown stages and empty runs."""
         _require(self.stage in STAGES, f"stage: expected one of {', '.join(STAGES)}, got {self.stage!r}.")
         _require(self.train.steps > 0, f"train.steps: expected a positive number, got {self.train.steps}.")
+        _require(
+            self.optim.moments == "fp32" or self.optim.beta2 <= MOST_BETA2_BF16,
+            f"optim.beta2: expected at most {MOST_BETA2_BF16} with optim.moments=bf16, whose second moment would not "
+            f"move, got {self.optim.beta2}.",
+        )
         for name, (least, below) in _RANGES.items():
             value = operator.attrgetter(name)(self)
             _require(least <= value < below, f"{name}: expected {least} <= value < {below}, got {value}.")

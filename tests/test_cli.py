@@ -1,6 +1,7 @@
 """The command line: the user's mistakes are one line with the remedy and a non-zero exit; right use works."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -180,3 +181,15 @@ def test_the_process_exits_with_the_code_and_without_a_traceback(tmp_path: Path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("muomni: size: 'huge' does not exist")
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_threads_wait_without_spinning_unless_told_otherwise(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")

@@ -71,7 +71,7 @@ class Feed:
 
 def died(error: RuntimeError) -> RuntimeError:
     """A UserError where the error tells of a dead worker, which it may do anywhere in a step; else the error."""
-    if "DataLoader worker" not in str(error):
+    if isinstance(error, UserError) or "DataLoader worker" not in str(error):
         return error
     first = str(error).splitlines()[0].rstrip(".")
     return WorkerError(

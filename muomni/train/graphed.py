@@ -89,8 +89,15 @@ def cuda_record() -> Record:
                 work()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            work()
+        try:
+            # Thread-local: the thread that pins the next batches' memory is none of the capture's.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            # Ending the broken capture raises on top of what broke it.
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         return graph.replay
 
     return record

@@ -11,19 +11,12 @@ import torch
 
 
 class HalfMomentsAdamW(torch.optim.Optimizer):
-    """`torch.optim.AdamW` with bfloat16 `exp_avg` and `exp_avg_sq`; `step` is a () float32 tensor.
-
-    Eight bits hold a moment to 0.4 %: the second one must change faster than that, so beta2 is at most 0.995.
-    """
-
-    MOST_BETA2 = 0.995
+    """`torch.optim.AdamW` with bfloat16 `exp_avg` and `exp_avg_sq`; `step` is a () float32 tensor."""
 
     def __init__(
         self, params: Any, *, lr: float, betas: tuple[float, float], weight_decay: float, eps: float = 1e-8
     ) -> None:
-        """Arguments as torch's. Raises ValueError for a beta2 above MOST_BETA2, at which the moment would not move."""
-        if betas[1] > self.MOST_BETA2:
-            raise ValueError(f"betas: expected beta2 of at most {self.MOST_BETA2}, got {betas[1]}.")
+        """Arguments as torch's. Above config.MOST_BETA2_BF16 the second moment would not move."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.found_inf: torch.Tensor | None = None
         """() float32: 1.0 leaves parameters, moments and step counts alone, as in torch's fused form."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from muomni.config import OptimConfig
 from muomni.train.ema import Average
+from muomni.train.half_moments import HalfMomentsAdamW
 from muomni.train.spikes import SpikeGuard
 
 MOMENTUM = 0.95
@@ -70,13 +71,18 @@ class Optimizer:
             }
             for flag, decay in ((True, config.weight_decay), (False, 0.0))
         ]
-        self._adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            fused=True,
-            capturable=device.type == "cuda",
+        groups = [g for g in groups if g["params"]]
+        betas = (config.beta1, config.beta2)
+        self._moments = torch.bfloat16 if config.moments == "bf16" else None
+        self._adam: torch.optim.AdamW | HalfMomentsAdamW = (
+            HalfMomentsAdamW(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+            if self._moments
+            else torch.optim.AdamW(
+                groups, lr=config.lr, betas=betas, fused=True, capturable=device.type == "cuda"
+            )
         )
+        # Capturable steps that are not captured are no mistake here.
+        self._adam._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]
         self._muon: torch.optim.Muon | None = None
         if of_muon:
             self._muon = torch.optim.Muon(
@@ -102,8 +108,8 @@ class Optimizer:
         else:
             fields = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(parameter, dtype=self._moments),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=self._moments),
             }
             self._adam.state[parameter] = fields
         return fields
@@ -141,7 +147,7 @@ class Optimizer:
         torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.config.grad_clip, norm)
         for group in self._adam.param_groups:
             group["lr"] = lr
-        # The fused kernels leave parameters, moments and step count alone where found_inf is 1.
+        # Both leave parameters, moments and step count alone where found_inf is 1.
         self._adam.found_inf = skipped  # type: ignore[attr-defined]
         self._adam.step()
         if self._muon is not None:

@@ -122,24 +122,35 @@ def plan(run: RunConfig) -> Plan:
 
 
 def choose(run: RunConfig, memory: int) -> tuple[RunConfig, Plan]:
-    """The settings that hold ENOUGH positions in `memory` bytes at the least cost: blocks kept, else computed again.
+    """The settings that hold ENOUGH positions in `memory` bytes at the least cost.
 
-    Where neither holds them, the one with more room. Returns the run with its largest micro-batch, and its plan.
+    Blocks kept, else computed again, else with bfloat16 moments too. Where none holds them, those with the most
+    room. Returns the run with its largest micro-batch, and its plan.
     Raises UserError when not even the smallest fits.
     """
     found: list[tuple[int, RunConfig, Plan]] = []
-    for again in (False, True) if not run.train.recompute else (True,):
-        candidate = dataclasses.replace(run, train=dataclasses.replace(run.train, recompute=again))
+    error: UserError | None = None
+    # What the user has chosen already is not taken back.
+    ways = dict.fromkeys(
+        (again or run.train.recompute, "bf16" if "bf16" in (moments, run.optim.moments) else "fp32")
+        for again, moments in ((False, "fp32"), (True, "fp32"), (True, "bf16"))
+    )
+    for again, moments in ways:
+        candidate = dataclasses.replace(
+            run, train=dataclasses.replace(run.train, recompute=again),
+            optim=dataclasses.replace(run.optim, moments=moments),
+        )  # fmt: skip
         planned = plan(candidate)
         try:
             n = planned.fitting(memory) * planned.unit
-        except UserError:
-            if again and not found:
-                raise
+        except UserError as none_fits:
+            error = none_fits
             continue
         found.append((n, candidate, planned))
         if n >= ENOUGH:
             break
+    if not found and error is not None:
+        raise error
     n, candidate, planned = max(found, key=lambda entry: min(entry[0], ENOUGH))
     return scaled(candidate, n), planned
 
@@ -173,7 +184,8 @@ def table(found: Plan, run: RunConfig, memory: int) -> list[str]:
     return [
         *(f"{name:<34}{size / 2**20:>12,.1f} MiB" for name, size in rows),
         f"micro-batch: {what} ({precision}, eager, {kept}, {found.per_unit / found.unit / 2**10:,.1f} KiB each)",
-        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in (*names, 'recompute'))}",
+        f"--set {' '.join(f'train.{name}={getattr(train, name)}' for name in (*names, 'recompute'))} "
+        f"optim.moments={run.optim.moments}",
     ]
 
 

@@ -126,7 +126,11 @@ def test_averages_and_spikes_are_recorded_and_muons_update_is_not(
     trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     for number, options in enumerate(
-        ({"ema_decay": 0.9, "spike_sigma": 50.0, "spike_window": 2}, {"name": "muon", "schedule": "wsd"})
+        (
+            {"ema_decay": 0.9, "spike_sigma": 50.0, "spike_window": 2},
+            {"moments": "bf16"},
+            {"name": "muon", "schedule": "wsd"},
+        )
     ):
         run = dataclasses.replace(
             small_run("text", micro_batches=2), optim=OptimConfig(lr=2e-3, warmup_steps=2, **options)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from muomni.recipes import recipe
+from muomni.settings import ConfigError, override
 from muomni.train.half_moments import HalfMomentsAdamW
 
 
@@ -72,5 +74,7 @@ def test_a_step_that_is_left_out_changes_no_bit() -> None:
 
 
 def test_a_second_moment_that_could_not_move_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"beta2 of at most 0\.995, got 0\.999"):
-        HalfMomentsAdamW(nn.Linear(2, 2).parameters(), lr=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    with pytest.raises(
+        ConfigError, match=r"^optim\.beta2: expected at most 0\.995 with optim\.moments=bf16.*got 0\.999"
+    ):
+        override(recipe("nano", "text"), ["optim.moments=bf16", "optim.beta2=0.999"])

@@ -21,6 +21,7 @@ from muomni.train.spikes import SpikeGuard
 
 CONFIG = OptimConfig(lr=0.01, weight_decay=0.1, grad_clip=1e9)
 EVERYTHING = dataclasses.replace(CONFIG, name="muon", ema_decay=0.9, spike_sigma=4.0, spike_window=4)
+HALF = dataclasses.replace(CONFIG, moments="bf16")
 
 
 def _net() -> nn.Module:
@@ -81,10 +82,11 @@ def test_muon_and_adamw_are_those_of_torch() -> None:
     assert "stack.blocks.0.bias/exp_avg" in optimizer.state()
 
 
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
 @pytest.mark.parametrize("poison", ["loss", "gradient", "infinite", "spike"])
-def test_a_skipped_step_leaves_every_bit_alone(poison: str) -> None:
+def test_a_skipped_step_leaves_every_bit_alone(poison: str, moments: str) -> None:
     net = _net()
-    optimizer = _optimizer(net, EVERYTHING)
+    optimizer = _optimizer(net, dataclasses.replace(EVERYTHING, moments=moments))
     for step in range(6):
         _gradients(net, step)
         outcome = optimizer.step(LOSS, 0.01)
@@ -108,7 +110,7 @@ def test_a_skipped_step_leaves_every_bit_alone(poison: str) -> None:
     assert not any(torch.equal(v, before[k]) for k, v in tensors.items())
 
 
-@pytest.mark.parametrize("config", [CONFIG, EVERYTHING], ids=["adamw", "everything"])
+@pytest.mark.parametrize("config", [CONFIG, HALF, EVERYTHING], ids=["adamw", "half", "everything"])
 def test_state_saved_and_loaded_goes_on_bit_for_bit(config: OptimConfig) -> None:
     net, other = _net(), _net()
     first = _optimizer(net, config)

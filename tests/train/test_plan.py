@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from muomni.config import STAGES, RunConfig
 from muomni.errors import UserError
 from muomni.recipes import recipe
 from muomni.settings import override
+from muomni.train import plan as planner
 from muomni.train.plan import ENOUGH, Plan, choose, measured_peak, parse_memory, plan, scaled, table
 
 SmallRun = Callable[..., RunConfig]
@@ -85,3 +87,40 @@ def test_memory_is_a_cards_size_less_its_drivers_share() -> None:
     for wrong in ("12", "lots", "-3GB", "500MB"):
         with pytest.raises(UserError, match="memory: expected"):
             parse_memory(wrong)
+
+
+def test_moments_are_half_as_large(small_run: SmallRun) -> None:
+    run = small_run("text")
+    half = dataclasses.replace(run, optim=dataclasses.replace(run.optim, moments="bf16"))
+    assert plan(half).moments == pytest.approx(plan(run).moments / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "expected"),
+    [
+        # 300 are fixed, 200 with moments of bf16; a unit takes 20, or 10 computed again.
+        (1_000, {}, (False, "fp32", 35)), (700, {}, (True, "fp32", 40)), (520, {}, (True, "bf16", 32)),
+        (400, {}, (True, "bf16", 20)), (1_000, {"recompute": True}, (True, "fp32", 70)),
+        (1_000, {"moments": "bf16"}, (False, "bf16", 40)),
+    ],
+)  # fmt: skip
+def test_what_costs_time_is_taken_last_and_what_was_asked_for_is_kept(
+    memory: int, asked: dict[str, Any], expected: tuple[bool, str, int], small_run: SmallRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Oracle: plans made up so that the arithmetic is done by hand; 32 units are ENOUGH."""
+
+    def made_up(run: RunConfig) -> Plan:
+        return Plan(
+            stage="text", unit=ENOUGH // 32, weights=50, gradients=50, base=0.0, least=0,
+            moments=100 if run.optim.moments == "bf16" else 200, per_unit=10.0 if run.train.recompute else 20.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr(planner, "plan", made_up)
+    train = {k: v for k, v in asked.items() if k == "recompute"}
+    run = small_run("text", **train)
+    if "moments" in asked:
+        run = dataclasses.replace(run, optim=dataclasses.replace(run.optim, moments="bf16"))
+    chosen, found = choose(run, memory)
+    units = chosen.train.batch_tokens // found.unit
+    assert (chosen.train.recompute, chosen.optim.moments, units) == expected
