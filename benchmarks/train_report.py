@@ -118,7 +118,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
         yield ""
     columns = (
         "",
-        "ms a step (p20, p50, p80)",
+        "ms a step (p20, median, p80)",
         "best",
         "CPU ms (best)",
         "tokens/s",
