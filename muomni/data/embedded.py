@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import lzma
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,13 @@ import numpy as np
 
 from muomni.data.image import to_array
 from muomni.data.items import (
-    SAMPLE_RATE,
-    SPLITS,
     TYPES,
     Conversation,
     Item,
     Kind,
     LineItem,
     PictureItem,
-    QuestionItem,
     Source,
-    SpeechItem,
     Split,
     read_item,
 )
@@ -117,21 +112,3 @@ def verify(folder: Path = FOLDER) -> int:
                 f"{path}: SHA-256 {found[:12]}..., expected {expected['sha256'][:12]}...; reinstall muomni."
             )
     return len(files)
-
-
-def _seconds(clips: Sequence[SpeechItem | QuestionItem]) -> float:
-    return sum(clip.n_samples for clip in clips) / SAMPLE_RATE
-
-
-def summary() -> list[tuple[str, ...]]:
-    """What the set holds: rows of (what, split, items, amount)."""
-    rows: list[tuple[str, ...]] = [("what", "split", "items", "amount")]
-    for split in SPLITS:
-        clips, asked, talks = SET.speech(split), SET.questions(split), SET.conversations(split)
-        rows += [
-            ("recorded speech", split, str(len(clips)), f"{_seconds(clips) / 60:.1f} min"),
-            ("spoken questions (synthetic)", split, str(len(asked)), f"{_seconds(asked):.0f} s"),
-            ("pictures", split, str(len(SET.pictures(split))), "128 x 128"),
-            ("conversations", split, str(len(talks)), f"{sum(len(c.text) for c in talks) / 1e3:.0f} kB"),
-        ]
-    return rows

@@ -1,6 +1,6 @@
 """The index of a prepared set: one column a file, mapped into memory, so that ten million items open at once.
 
-SET/index/<column>.npy     rows in the order of records.jsonl
+SET/index/<column>.bin     little-endian, rows in the order of records.jsonl
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from muomni.data.items import KINDS, SPLITS, Kind, Split
 
-COLUMNS: dict[str, type[np.generic]] = {
-    "place": np.uint8,
-    "length": np.uint32,
-    "fingerprint": np.uint64,
-    "record": np.uint64,
-    "shard": np.uint16,
-    "offset": np.uint64,
-    "size": np.uint32,
+COLUMNS: dict[str, str] = {
+    "place": "<u1",
+    "length": "<u4",
+    "fingerprint": "<u8",
+    "record": "<u8",
+    "shard": "<u2",
+    "offset": "<u8",
+    "size": "<u4",
 }
 """place: kind and split. length: samples of a clip, bytes of a text. fingerprint: see splits.py. record: where its line
 begins in records.jsonl. shard, offset, size: where its file is; size 0 for none."""
@@ -49,12 +49,13 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index:
-        """Map the columns. Raises FileNotFoundError or ValueError for one that is missing or no array."""
-        # Of an object array it reads no content: that would be a pickle.
-        columns = {name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in COLUMNS}
+        """Map the columns. Raises OSError or ValueError for one that is missing, empty or of another length."""
+        columns: dict[str, np.ndarray] = {
+            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r") for name, dtype in COLUMNS.items()
+        }
         lengths = {name: len(column) for name, column in columns.items()}
-        if len(set(lengths.values())) != 1 or any(columns[n].dtype != t for n, t in COLUMNS.items()):
-            raise ValueError(f"{folder}: the columns of an index do not belong together: {lengths}.")
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"the columns of its index do not belong together: {lengths}")
         return cls(columns)
 
 
@@ -62,7 +63,7 @@ def save(folder: Path, rows: Sequence[dict[str, int]]) -> None:
     """Write the columns of rows, each with a value for every column."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype in COLUMNS.items():
-        np.save(folder / f"{name}.npy", np.array([row[name] for row in rows], dtype=dtype))
+        np.array([row[name] for row in rows], dtype=dtype).tofile(folder / f"{name}.bin")
 
 
 def near(fingerprints: np.ndarray, others: np.ndarray, *, bits: int = NEAR_BITS) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Prepared sets as one source: records in memory, files read from tar shards when they are used.
 
-    ROOT/<set>/manifest.json  records.jsonl  index/<column>.npy  shard-00000.tar ...  quarantine.jsonl
+    ROOT/<set>/manifest.json  records.jsonl  index/<column>.bin  shard-00000.tar ...  quarantine.jsonl
 
 ROOT is $MUOMNI_DATA, or else muomni/data in the user's cache directory.
 """
@@ -110,7 +110,7 @@ class Prepared(Source):
             manifest(folder)
             try:
                 self._indices.append(Index.load(folder / "index"))
-            except (OSError, EOFError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise PreparedDataError(f"{folder}: {error}; prepare the set again.") from None
         self.left_out = dict.fromkeys(KINDS, 0)
         """Training items of each kind that are near duplicates of held-out ones."""

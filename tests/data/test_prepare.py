@@ -232,7 +232,7 @@ def test_changed_and_missing_files_are_told(whole: Path, tmp_path: Path) -> None
     shard.unlink()
     with pytest.raises(PreparedDataError, match=r"shard-00000.tar: missing"):
         verify(copy)
-    (copy / "index" / "length.npy").write_bytes(b"")
+    (copy / "index" / "length.bin").write_bytes(b"")
     with pytest.raises(PreparedDataError, match="prepare the set again"):
         Prepared([copy])
 
