@@ -7,7 +7,13 @@ import importlib
 from muomni.data.sources.adapter import Adapter
 from muomni.errors import UserError
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "asterisk",
+    "emoji",
+    "iconify",
+    "openclipart",
+    "synthesis",
+)
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
 
 RECIPES: dict[str, tuple[str, ...]] = {"small": (), "full": ()}

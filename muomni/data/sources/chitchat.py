@@ -14,6 +14,7 @@ CONVERSATIONS = Package(
     registry="pypi",
     name="chitchat-dataset",
     version="0.9.0",
+    n_bytes=8_105_664,
     sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
     licence="MIT",
     attribution="chitchat-dataset, Copyright (c) 2019 Perception, Control and Cognition Lab (BYU)",
