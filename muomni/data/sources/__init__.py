@@ -11,12 +11,20 @@ MODULES: tuple[str, ...] = (
     "asterisk",
     "emoji",
     "iconify",
+    "lines",
     "openclipart",
+    "spoken",
     "synthesis",
 )
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
 
-RECIPES: dict[str, tuple[str, ...]] = {"small": (), "full": ()}
+RECIPES: dict[str, tuple[str, ...]] = {
+    "small": ("asterisk", "hibari", "flite", "spoken-questions", "emoji", "lines"),
+    "full": (
+        "asterisk", "hibari-5h", "flite-4h", "spoken-questions", "emoji", "emoji-noto", "emoji-twemoji",
+        "emoji-openmoji", "emoji-fluent-flat", "emoji-fluent", "game-icons", "openclipart", "lines-20k",
+    ),
+}  # fmt: skip
 """Sets that are prepared and opened by one name."""
 
 
