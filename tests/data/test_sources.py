@@ -73,7 +73,7 @@ def test_a_missing_or_failing_client_is_one_line(
 
 
 def test_a_missing_tool_names_the_extra() -> None:
-    with pytest.raises(SourceError, match=r"muomni\[embed\]"):
+    with pytest.raises(SourceError, match=r"muomni\[data\]"):
         fetch.build_tool("no_such_tool_of_ours")
 
 
