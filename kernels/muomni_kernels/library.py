@@ -1,4 +1,4 @@
-"""Triton ops as torch.library operators (namespace muomni): one node for torch.compile, no cost for eager code."""
+"""Kernels as torch.library operators (namespace muomni): one node for torch.compile, no cost for eager code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _LIBRARY = torch.library.Library("muomni", "DEF")
 
@@ -17,7 +18,8 @@ def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[Callable[...
     schema: as torch.library takes it; functional, outputs never alias inputs or each other.
     fake:   gives empty results of the right shape, dtype and device from the operator's arguments.
     The decorated function runs the implementation directly, because a trip through the dispatcher costs 6 to
-    11 us; while torch.compile traces, it calls the operator, which stays one node.
+    11 us; while torch.compile traces, it calls the operator, which stays one node, and so it does under a
+    TorchDispatchMode, which sees operators only.
     """
     name = schema.partition("(")[0]
 
@@ -30,7 +32,9 @@ def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[Callable[...
 
         @functools.wraps(implementation)
         def call(*arguments: Any) -> Any:
-            return node(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
+            if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+                return node(*arguments)
+            return implementation(*arguments)
 
         return call
 
