@@ -185,6 +185,19 @@ def test_strides_of_rows_tokens_and_heads_are_read_in_place_or_copied(randn: Ran
             assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)), f"view {i}"
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_bfloat16_is_rounded_to_nearest_even_as_pytorch_does(
+    level: str, randn: Randn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(cpp.SIMD_ENVIRONMENT, level)
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(BF16).view(-1, 64)
+    # Half and quarter units of the last place: ties, and carries into the exponent and into infinity.
+    other = (x.float() * 2**-8 * randn(*x.shape, seed=0, dtype=F32).sign()).to(BF16)
+    with use_backend(None, "cpp"):
+        _, s = add_rms_norm(x, other, torch.ones(64))
+    torch.testing.assert_close(s, (x.float() + other.float()).to(BF16), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_dtypes_run_by_the_reference_and_the_reason_is_told(dtype: torch.dtype) -> None:
     x = torch.randn(3, 8, dtype=torch.float64).to(dtype)
