@@ -238,8 +238,8 @@ def errors(*, speech: bool) -> list[Row]:
     click[RATE // 2] = 1.0
     clips = {"30 s": [speech_like(30 * RATE, 0)], "click": [click]}
     if speech:
-        items = embedded.speech("validation")
-        clips["real speech"] = [np.asarray(embedded.waveform(item), np.float32) for item in items]
+        items = embedded.SET.speech("validation")
+        clips["real speech"] = [np.asarray(embedded.SET.waveform(item), np.float32) for item in items]
     return mel_floor.errors({name: [torch.from_numpy(clip) for clip in them] for name, them in clips.items()})
 
 

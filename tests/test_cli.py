@@ -28,7 +28,7 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 @pytest.fixture
 def picture_file(tmp_path: Path) -> Path:
     path = tmp_path / "a picture.webp"
-    path.write_bytes(embedded.picture_bytes(embedded.pictures("test")[0]))
+    path.write_bytes(embedded.SET.file(embedded.SET.pictures("test")[0]))
     return path
 
 
@@ -163,12 +163,7 @@ def test_say_writes_what_it_announces(
     assert f"{len(soundfile.read(out)[0]) / 16_000:.2f} s" in shown
 
 
-def test_data_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    code, shown, _ = run("data", "list", capsys=capsys)
-    assert code == 0
-    assert f"{len(embedded.pictures('test'))}" in shown
-    code, shown, _ = run("data", "verify", capsys=capsys)
-    assert (code, shown.split()[0]) == (0, "5")
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     code, shown, _ = run("doctor", capsys=capsys)
     assert code == 0
     for word in ("torch", "rms_norm", "triton", "log_mel", "reference"):

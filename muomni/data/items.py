@@ -1,11 +1,15 @@
-"""What data sets are made of: items by kind, each in one split, and where they come from."""
+"""What data sets are made of: items by kind, each in one split, with their files."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+
+from muomni.data.image import to_array
+from muomni.data.media import MediaError, read_audio, read_image
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -21,6 +25,7 @@ SAMPLE_RATE = 16_000
 class SpeechItem:
     """A recording with its transcript."""
 
+    of: ClassVar[Kind] = "speech"
     id: str
     text: str
     """What is heard: lower-case words."""
@@ -44,6 +49,7 @@ class SpeechItem:
 class QuestionItem:
     """A spoken question: about a picture, or one with its own answer."""
 
+    of: ClassVar[Kind] = "questions"
     id: str
     text: str
     kind: str
@@ -61,6 +67,7 @@ class QuestionItem:
 class PictureItem:
     """A picture with its words."""
 
+    of: ClassVar[Kind] = "pictures"
     id: str
     label: str
     tags: tuple[str, ...]
@@ -77,6 +84,7 @@ class PictureItem:
 class LineItem:
     """A picture of written words."""
 
+    of: ClassVar[Kind] = "lines"
     id: str
     text: str
     """What is written on it."""
@@ -87,6 +95,7 @@ class LineItem:
 class Conversation:
     """A conversation between two people, one string per turn; a question with its answer has two."""
 
+    of: ClassVar[Kind] = "conversations"
     id: str
     split: str
     turns: tuple[str, ...]
@@ -101,6 +110,7 @@ class Conversation:
 class TextItem:
     """A piece of prose."""
 
+    of: ClassVar[Kind] = "texts"
     id: str
     text: str
     split: str
@@ -124,6 +134,7 @@ class Message:
 class DialogueItem:
     """A conversation that holds pictures or recordings: a user's own data for stage omni."""
 
+    of: ClassVar[Kind] = "dialogues"
     id: str
     messages: tuple[Message, ...]
     split: str
@@ -138,17 +149,70 @@ TYPES: dict[Kind, type[Item]] = {
 }  # fmt: skip
 
 
-class Source(Protocol):
-    """A data set: its items by kind and split, and what they hold."""
+def read_item(kind: Kind, record: dict[str, Any]) -> Item:
+    """An item from its JSON record. Raises TypeError for a field it does not have."""
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    if kind == "dialogues":
+        fields["messages"] = tuple(
+            Message(**{**m, "images": tuple(m.get("images", ())), "clips": tuple(m.get("clips", ()))})
+            for m in record["messages"]
+        )
+    return TYPES[kind](**fields)
 
+
+class Source(ABC):
+    """A data set: its items by kind and split, and their files."""
+
+    admitted = False
+    """Whether every file has passed media.py before, so that it need not be read again before training."""
+
+    @abstractmethod
     def items(self, kind: Kind, split: Split) -> list[Item]:
         """The items of a kind in a split, in the set's order."""
-        ...
+
+    @abstractmethod
+    def file(self, item: Item) -> bytes:
+        """An item's file as it is stored; those of a dialogue one after another."""
 
     def waveform(self, item: SpeechItem | QuestionItem) -> np.ndarray:
-        """A clip as (n_samples,) float32 mono at 16 kHz. Raises MediaError."""
-        ...
+        """A clip as (n_samples,) float32 mono at 16 kHz. Raises MediaError, also for another length than recorded."""
+        samples = read_audio(self.file(item), sample_rate=SAMPLE_RATE)
+        if len(samples) != item.n_samples:
+            raise MediaError(
+                f"{item.id}: {len(samples)} samples, its record says {item.n_samples}; expected a whole recording."
+            )
+        return samples
 
-    def picture(self, item: PictureItem | LineItem) -> np.ndarray:
-        """A picture as (3, H, W) uint8 RGB. Raises MediaError."""
-        ...
+    def picture(self, item: PictureItem | LineItem, *, side: int) -> np.ndarray:
+        """A picture fitted on a white square, (3, side, side) uint8 RGB. Raises MediaError."""
+        return to_array(read_image(self.file(item)), side)
+
+    def speech(self, split: Split) -> list[SpeechItem]:
+        """Recordings."""
+        return [item for item in self.items("speech", split) if isinstance(item, SpeechItem)]
+
+    def questions(self, split: Split) -> list[QuestionItem]:
+        """Spoken questions."""
+        return [item for item in self.items("questions", split) if isinstance(item, QuestionItem)]
+
+    def pictures(self, split: Split) -> list[PictureItem]:
+        """Pictures."""
+        return [item for item in self.items("pictures", split) if isinstance(item, PictureItem)]
+
+    def lines(self, split: Split) -> list[LineItem]:
+        """Pictures of written words."""
+        return [item for item in self.items("lines", split) if isinstance(item, LineItem)]
+
+    def conversations(self, split: Split) -> list[Conversation]:
+        """Conversations."""
+        return [item for item in self.items("conversations", split) if isinstance(item, Conversation)]
+
+    def texts(self, split: Split) -> list[TextItem]:
+        """Pieces of prose."""
+        return [item for item in self.items("texts", split) if isinstance(item, TextItem)]
+
+    def dialogues(self, split: Split) -> list[DialogueItem]:
+        """Conversations with media."""
+        return [item for item in self.items("dialogues", split) if isinstance(item, DialogueItem)]

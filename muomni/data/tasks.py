@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from muomni.data import embedded
+from muomni.data.items import QuestionItem, Source, SpeechItem, Split
 from muomni.data.template import Document, Turn, length, render
 from muomni.data.text import Tokenizer
 
@@ -39,17 +39,15 @@ class Example:
     """Index into `clips` of the split."""
 
 
-Clip = embedded.SpeechItem | embedded.QuestionItem
+Clip = SpeechItem | QuestionItem
 
 
-def clips(split: embedded.Split, source: embedded.Source = embedded) -> tuple[Clip, ...]:
+def clips(split: Split, source: Source) -> tuple[Clip, ...]:
     """Every clip of a split: recordings, then spoken questions."""
     return (*source.speech(split), *source.questions(split))
 
 
-def examples(
-    split: embedded.Split, *, max_audio_samples: int, source: embedded.Source = embedded
-) -> list[Example]:
+def examples(split: Split, *, max_audio_samples: int, source: Source) -> list[Example]:
     """All examples of a split, in a fixed order; question variants are dealt out by index.
 
     max_audio_samples: recordings longer than that are left out.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from muomni.data import embedded
 from muomni.data.audio import normalise_transcript
+from muomni.data.items import Source, Split
 from muomni.evaluate.figure import Figure, ratio
 from muomni.infer.session import Session
 from muomni.metrics.edit import Unit, best_constant_error_rate, error_rate
 
 
-def evaluate_asr(session: Session, *, split: embedded.Split, seed: int) -> list[Figure]:
+def evaluate_asr(session: Session, *, source: Source, split: Split, seed: int) -> list[Figure]:
     """Transcribe every recording of a split that fits; how many do not is said, not hidden."""
-    items = embedded.speech(split)
+    items = source.speech(split)
     fitting = [item for item in items if item.n_samples <= session.config.max_audio_samples]
     references = [normalise_transcript(item.text) for item in fitting]
-    hypotheses = [session.transcribe(embedded.audio_bytes(item)) for item in fitting]
+    hypotheses = [session.transcribe(source.file(item)) for item in fitting]
     left_out = f", {len(items) - len(fitting)} longer clips left out" if len(items) > len(fitting) else ""
     figures = []
     units: tuple[tuple[Unit, str], ...] = (("char", "character"), ("word", "word"))

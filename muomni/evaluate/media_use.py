@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muomni.data import embedded
 from muomni.data.audio import audio_frames
+from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import to_float
+from muomni.data.items import Source, Split
 from muomni.data.tasks import NAMING, TASKS, Example, clips, documents, examples
 from muomni.evaluate.figure import Figure, ratio
 from muomni.evaluate.score import Scores, score
@@ -26,19 +27,21 @@ PER_TASK = 48
 class Answers:
     """Scores examples of one split with one session; every picture and clip is encoded once."""
 
-    def __init__(self, session: Session, split: embedded.Split) -> None:
+    def __init__(self, session: Session, source: Source, split: Split) -> None:
         """Nothing is read yet."""
         self.session = session
-        self.split: embedded.Split = split
-        self._clips = clips(split)
-        self._pictures = embedded.pictures(split)
+        self.source = source
+        self.split: Split = split
+        self._clips = clips(split, source)
+        self._pictures = source.pictures(split)
         self._seen: dict[int, Tensor] = {}
         self._heard: dict[int, Tensor] = {}
 
     def chosen(self) -> dict[str, list[Example]]:
         """At most PER_TASK examples of each task that has any."""
         found: dict[str, list[Example]] = {task: [] for task in TASKS}
-        for example in examples(self.split, max_audio_samples=self.session.config.max_audio_samples):
+        longest = self.session.config.max_audio_samples
+        for example in examples(self.split, max_audio_samples=longest, source=self.source):
             found[example.task].append(example)
         return {task: [all_[i] for i in spread(len(all_), PER_TASK)] for task, all_ in found.items() if all_}
 
@@ -67,16 +70,15 @@ class Answers:
 
     def _see(self, index: int) -> Tensor:
         if index not in self._seen:
-            image = torch.from_numpy(embedded.picture(self._pictures[index]))[None]
-            self._seen[index] = self.session.engine.see(
-                to_float(image, self.session.config.vision.image_size)
-            )
+            size = self.session.config.vision.image_size
+            pixels = self.source.picture(self._pictures[index], side=max(PICTURE_SIDE, size))
+            self._seen[index] = self.session.engine.see(to_float(torch.from_numpy(pixels)[None], size))
         return self._seen[index]
 
     def _hear(self, index: int) -> Tensor:
         if index not in self._heard:
             config = self.session.config
-            waveform = embedded.waveform(self._clips[index])
+            waveform = self.source.waveform(self._clips[index])
             self._heard[index] = self.session.engine.hear(
                 audio_frames(waveform, config.mel, factor=config.audio.factor)
             )
@@ -99,13 +101,13 @@ def swapped(asked: list[Example]) -> list[Example]:
 
 
 def evaluate_media_use(
-    session: Session, text_only: Thinker, *, split: embedded.Split, seed: int
+    session: Session, text_only: Thinker, *, source: Source, split: Split, seed: int
 ) -> list[Figure]:
     """Answer loss by task, what the right media save, and exact answers.
 
     text_only: the text stage's Thinker, which gets the same questions and answers without media.
     """
-    answers = Answers(session, split)
+    answers = Answers(session, source, split)
     asked = answers.chosen()
     scores = {task: answers.score(found) for task, found in asked.items()}
     figures = []
@@ -132,7 +134,7 @@ def evaluate_media_use(
                 baseline_name=f"{what} ignored", better="higher", unit="nats/token", seed=seed,
             )
         )  # fmt: skip
-    common = Counter(item.group for item in embedded.pictures("train")).most_common(1)[0][0]
+    common = Counter(item.group for item in source.pictures("train")).most_common(1)[0][0]
     for task, how in (("group", "typed"), ("group spoken", "spoken")):
         if task in asked:
             figures.append(

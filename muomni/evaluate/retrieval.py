@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from muomni.data import embedded
+from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import to_float
+from muomni.data.items import PictureItem, Source, Split
 from muomni.data.text import Tokenizer
 from muomni.evaluate.figure import Figure, ratio
 from muomni.metrics.retrieval import recall_at_1
@@ -22,11 +23,14 @@ BATCH = 64
 
 
 @torch.inference_mode()
-def similarity(model: ContrastModel, tokenizer: Tokenizer, items: list[embedded.PictureItem]) -> np.ndarray:
+def similarity(
+    model: ContrastModel, tokenizer: Tokenizer, items: list[PictureItem], source: Source
+) -> np.ndarray:
     """Cosine of every picture (row) with every caption (column), float32 (n, n)."""
     device = next(model.parameters()).device
     size = model.vision.cfg.image_size
-    images = torch.stack([torch.from_numpy(embedded.picture(item)) for item in items])
+    side = max(PICTURE_SIDE, size)
+    images = torch.stack([torch.from_numpy(source.picture(item, side=side)) for item in items])
     pictures = torch.cat(
         [model.embed_images(to_float(part, size).to(device)) for part in images.split(BATCH)]
     )
@@ -38,10 +42,10 @@ def similarity(model: ContrastModel, tokenizer: Tokenizer, items: list[embedded.
 
 
 def evaluate_retrieval(
-    model: ContrastModel, tokenizer: Tokenizer, *, split: embedded.Split, seed: int
+    model: ContrastModel, tokenizer: Tokenizer, *, source: Source, split: Split, seed: int
 ) -> list[Figure]:
     """R@1 in both directions, the expectation over all choices of distractors."""
-    scores = similarity(model, tokenizer, embedded.pictures(split))
+    scores = similarity(model, tokenizer, source.pictures(split), source)
     figures = []
     for name, matrix in (("picture to caption", scores), ("caption to picture", scores.T)):
         recall = recall_at_1(matrix, group=GROUP)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from muomni.data import embedded
+from muomni.data.items import Source, Split
+from muomni.data.prepared import open_source
 from muomni.evaluate.asr import evaluate_asr
 from muomni.evaluate.figure import Figure
 from muomni.evaluate.media_use import evaluate_media_use
@@ -28,35 +29,39 @@ Progress = Callable[[int, int, str], None]
 def evaluate(
     root: Path | str,
     *,
-    split: embedded.Split = "test",
+    source: Source | None = None,
+    split: Split = "test",
     seed: int = 0,
     progress: Progress | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
-    """Measure every family on a held-out split of the embedded data.
+    """Measure every family on a held-out split of what the run was trained on, or of another source.
 
     Returns {"split", "seed", "seconds" by family, "figures": rows as Figure.to_dict gives them}.
     Raises what `muomni.load` raises.
     """
     root = Path(root)
     session = load(root, device=device)
+    source = source or open_source(find_stage(root, "text").record["config"].get("data", "embedded"))
     text_only = _text_thinker(root, session)
     config, tokenizer = session.config, session.tokenizer
     shared: dict[str, Any] = {}
 
     def clips() -> Any:
         if "clips" not in shared:
-            shared["clips"] = material(config, split)
+            shared["clips"] = material(config, source, split)
         return shared["clips"]
 
     families: dict[str, Callable[[], list[Figure]]] = {
         "text": lambda: evaluate_text(
-            text_only, tokenizer, max_seq_len=config.max_seq_len, split=split, seed=seed
+            text_only, tokenizer, max_seq_len=config.max_seq_len, source=source, split=split, seed=seed
         ),
-        "speech recognition": lambda: evaluate_asr(session, split=split, seed=seed),
-        "pictures": lambda: evaluate_retrieval(_contrast(root, session), tokenizer, split=split, seed=seed),
+        "speech recognition": lambda: evaluate_asr(session, source=source, split=split, seed=seed),
+        "pictures": lambda: evaluate_retrieval(
+            _contrast(root, session), tokenizer, source=source, split=split, seed=seed
+        ),
         "codec": lambda: evaluate_codec(session, clips(), seed=seed),
-        "answers": lambda: evaluate_media_use(session, text_only, split=split, seed=seed),
+        "answers": lambda: evaluate_media_use(session, text_only, source=source, split=split, seed=seed),
         "talker": lambda: evaluate_talker(session, clips(), seed=seed),
     }
     figures: list[Figure] = []

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from muomni.config import ModelConfig
-from muomni.data import embedded
 from muomni.data.audio import audio_frames
+from muomni.data.items import Source, SpeechItem, Split
 from muomni.data.tasks import SAY
 from muomni.evaluate.figure import Figure, ratio
 from muomni.infer.session import Session
@@ -26,36 +26,36 @@ def spread(n_items: int, n: int) -> list[int]:
     return [i * n_items // n for i in range(n)] if n_items > n else list(range(n_items))
 
 
-def recordings(config: ModelConfig, split: embedded.Split) -> list[embedded.SpeechItem]:
+def recordings(config: ModelConfig, source: Source, split: Split) -> list[SpeechItem]:
     """Recordings of a split that fit the context."""
-    return [item for item in embedded.speech(split) if item.n_samples <= config.max_audio_samples]
+    return [item for item in source.speech(split) if item.n_samples <= config.max_audio_samples]
 
 
-def frames_of(item: embedded.SpeechItem, config: ModelConfig) -> Tensor:
+def frames_of(item: SpeechItem, config: ModelConfig, source: Source) -> Tensor:
     """Normalised, stacked log-mel (T, factor * n_mels)."""
-    return audio_frames(embedded.waveform(item), config.mel, factor=config.codec.factor)
+    return audio_frames(source.waveform(item), config.mel, factor=config.codec.factor)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
     """What both parts of this family are measured on."""
 
-    items: list[embedded.SpeechItem]
+    items: list[SpeechItem]
     frames: list[Tensor]
     """Held-out clips, (T, factor * n_mels) each."""
     reference: list[Tensor]
     """Training clips for the trivial baselines."""
-    reference_items: list[embedded.SpeechItem]
+    reference_items: list[SpeechItem]
 
 
-def material(config: ModelConfig, split: embedded.Split) -> Material:
+def material(config: ModelConfig, source: Source, split: Split) -> Material:
     """Read the clips once."""
-    items, train = recordings(config, split), recordings(config, "train")
+    items, train = recordings(config, source, split), recordings(config, source, "train")
     chosen = [train[i] for i in spread(len(train), N_REFERENCE)]
     return Material(
         items=items,
-        frames=[frames_of(item, config) for item in items],
-        reference=[frames_of(item, config) for item in chosen],
+        frames=[frames_of(item, config, source) for item in items],
+        reference=[frames_of(item, config, source) for item in chosen],
         reference_items=chosen,
     )
 
@@ -142,7 +142,7 @@ def _told(session: Session, text: str) -> tuple[Tensor, Tensor]:
     return session.engine.spoken_states(session.tokenizer.encode(SAY + text), session.tokenizer.encode(text))
 
 
-def _other(items: list[embedded.SpeechItem], i: int) -> int:
+def _other(items: list[SpeechItem], i: int) -> int:
     """The nearest item, cyclically, with another text; i itself when there is none."""
     others = ((i + k) % len(items) for k in range(1, len(items)))
     return next((o for o in others if items[o].text != items[i].text), i)

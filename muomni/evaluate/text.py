@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from muomni.data import embedded
+from muomni.data.items import Source, Split
 from muomni.data.template import render_text
 from muomni.data.text import Tokenizer
 from muomni.evaluate.figure import Figure, ratio
@@ -16,17 +16,17 @@ from muomni.models.thinker import Thinker
 
 
 def evaluate_text(
-    thinker: Thinker, tokenizer: Tokenizer, *, max_seq_len: int, split: embedded.Split, seed: int
+    thinker: Thinker, tokenizer: Tokenizer, *, max_seq_len: int, source: Source, split: Split, seed: int
 ) -> list[Figure]:
     """Bits per byte of the text stage's Thinker against each n-gram model. The item is a conversation."""
-    held = [c.text for c in embedded.conversations(split)]
+    held = [c.text for c in source.conversations(split)]
     documents = [render_text(ids, max_seq_len=max_seq_len) for ids in tokenizer.encode_batch(held)]
     flat = [d for pieces in documents for d in pieces]
     owner = np.repeat(np.arange(len(documents)), [len(pieces) for pieces in documents])
     nats = np.bincount(owner, weights=score(thinker, flat).nats)
     # The end of a document is predicted too, and counted as one byte by every model alike.
     n_bytes = np.array([len(text.encode()) + 1 for text in held])
-    train = tokenizer.encode_batch([c.text for c in embedded.conversations("train")])
+    train = tokenizer.encode_batch([c.text for c in source.conversations("train")])
     targets = [
         d.labels[1:].tolist()
         for ids in train

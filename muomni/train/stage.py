@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from muomni.config import ModelConfig, RunConfig
-from muomni.data import embedded
+from muomni.data.items import Source, Split
+from muomni.data.prepared import open_source
 from muomni.data.quarantine import Quarantine
 from muomni.errors import UserError
 from muomni.models.weights import CheckpointError, load_weights, newest_complete
@@ -119,7 +120,7 @@ class Stage(Protocol):
         """
         ...
 
-    def held_out(self, split: embedded.Split) -> Iterator[Any]:
+    def held_out(self, split: Split) -> Iterator[Any]:
         """One pass over a held-out split."""
         ...
 
@@ -147,11 +148,11 @@ class Stage(Protocol):
         """Positions used and positions there are, for tokens/s and the fill rate."""
         ...
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Held-out figures with their trivial baselines; leaves the model in eval mode."""
         ...
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """Writes a few samples of a held-out split into a folder, which it makes, and gives some numbers about them.
 
         The same items each time; the model is in eval mode and stays so.
@@ -176,6 +177,7 @@ class StageBase:
         self.gathered: list[Any] = []
         self.config: ModelConfig = run.model
         self.quarantine = Quarantine(run.stage, share=run.train.bad_samples)
+        self.source: Source = open_source(run.data)
 
     def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
         """Every trainable parameter."""
@@ -192,7 +194,7 @@ class StageBase:
         for name, part in model.named_children():
             part.train(name in self.saved)
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """No samples."""
         return {}
 

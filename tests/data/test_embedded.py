@@ -50,10 +50,10 @@ def test_every_source_has_licence_attribution_and_hash_in_the_readable_file_too(
 
 def test_no_text_concept_or_conversation_stands_in_two_splits() -> None:
     held = {
-        "speech": {s: {item.text for item in embedded.speech(s)} for s in SPLITS},
-        "pictures": {s: {item.label for item in embedded.pictures(s)} for s in SPLITS},
-        "questions": {s: {item.text for item in embedded.questions(s)} for s in SPLITS},
-        "conversations": {s: {item.text for item in embedded.conversations(s)} for s in SPLITS},
+        "speech": {s: {item.text for item in embedded.SET.speech(s)} for s in SPLITS},
+        "pictures": {s: {item.label for item in embedded.SET.pictures(s)} for s in SPLITS},
+        "questions": {s: {item.text for item in embedded.SET.questions(s)} for s in SPLITS},
+        "conversations": {s: {item.text for item in embedded.SET.conversations(s)} for s in SPLITS},
     }
     for what, by_split in held.items():
         assert all(by_split.values()), f"{what}: an empty split"
@@ -63,8 +63,8 @@ def test_no_text_concept_or_conversation_stands_in_two_splits() -> None:
 
 def test_no_picture_is_blank_and_none_is_drawn_twice_under_two_names() -> None:
     seen: dict[bytes, str] = {}
-    for item in (item for split in SPLITS for item in embedded.pictures(split)):
-        picture = embedded.picture(item)
+    for item in (item for split in SPLITS for item in embedded.SET.pictures(split)):
+        picture = embedded.SET.picture(item)
         assert picture.min() < 240, f"{item.label} is blank"
         other = seen.setdefault(picture.tobytes(), item.label)
         assert other == item.label, f"{item.label} and {other} are the same picture"
@@ -78,7 +78,7 @@ def test_man_woman_and_person_doing_the_same_stand_in_one_split(name: str) -> No
     found = [
         (item.label, split)
         for split in SPLITS
-        for item in embedded.pictures(split)
+        for item in embedded.SET.pictures(split)
         if name in (words := set(item.label.replace(":", " ").split())) and words <= drawn
     ]
     assert len(found) >= 3
@@ -87,28 +87,28 @@ def test_man_woman_and_person_doing_the_same_stand_in_one_split(name: str) -> No
 
 def test_transcripts_can_be_spelled_and_fit_50_hz() -> None:
     for split in SPLITS:
-        for item in embedded.speech(split):
+        for item in embedded.SET.speech(split):
             assert set(item.text) <= set(CTC_SYMBOLS[1:]), item
             assert ctc_feasible(item.text, -(-item.n_samples // 1280) * 4), item
 
 
 def test_clips_and_pictures_decode_to_what_their_records_say() -> None:
-    for item in [*embedded.speech("validation")[:4], *embedded.questions("test")[:3]]:
-        waveform = embedded.waveform(item)
+    for item in [*embedded.SET.speech("validation")[:4], *embedded.SET.questions("test")[:3]]:
+        waveform = embedded.SET.waveform(item)
         assert waveform.dtype == np.float32 and waveform.shape == (item.n_samples,)
         assert 0.05 < np.abs(waveform).max() <= 1.2
         assert item.synthetic == item.id.startswith("question/")
-    for item in embedded.pictures("test")[:8]:
-        picture = embedded.picture(item)
+    for item in embedded.SET.pictures("test")[:8]:
+        picture = embedded.SET.picture(item)
         assert picture.shape == (3, 128, 128) and picture.dtype == np.uint8
         assert picture[:, 0, 0].min() > 245, "drawn on white"
         assert picture.std() > 5, "not blank"
 
 
 def test_there_are_enough_held_out_items_to_measure_on() -> None:
-    assert len(embedded.pictures("test")) >= 128
-    assert len(embedded.speech("test")) + len(embedded.speech("validation")) >= 50
-    assert {q.kind for q in embedded.questions("test")} == {"name", "group"}
+    assert len(embedded.SET.pictures("test")) >= 128
+    assert len(embedded.SET.speech("test")) + len(embedded.SET.speech("validation")) >= 50
+    assert {q.kind for q in embedded.SET.questions("test")} == {"name", "group"}
 
 
 def test_manifest_is_plain_json_without_paths_of_the_builder() -> None:

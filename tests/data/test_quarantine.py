@@ -18,6 +18,7 @@ from PIL import Image
 from muomni import files
 from muomni.data import embedded, shards
 from muomni.data.audio import encode_ctc
+from muomni.data.items import Conversation, Item, Kind, PictureItem, Source, SpeechItem, Split
 from muomni.data.media import MAX_TEXT_BYTES, MediaError, read_audio, read_text
 from muomni.data.quarantine import NAME, BadDataError, Quarantine
 from muomni.data.usable import Usable
@@ -194,45 +195,39 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 
 @dataclass
-class Items:
+class Items(Source):
     """A source with one good item of each kind in every split, and bad ones."""
 
-    speech_: list[embedded.SpeechItem] = field(default_factory=list)
-    pictures_: list[embedded.PictureItem] = field(default_factory=list)
-    conversations_: list[embedded.Conversation] = field(default_factory=list)
+    speech_: list[SpeechItem] = field(default_factory=list)
+    pictures_: list[PictureItem] = field(default_factory=list)
+    conversations_: list[Conversation] = field(default_factory=list)
 
-    def speech(self, split: str) -> list[embedded.SpeechItem]:
-        return self.speech_
+    def items(self, kind: Kind, split: Split) -> list[Item]:
+        return [i for i in (*self.speech_, *self.pictures_, *self.conversations_) if i.of == kind]
 
-    def questions(self, split: str) -> list[embedded.QuestionItem]:
-        return []
-
-    def pictures(self, split: str) -> list[embedded.PictureItem]:
-        return self.pictures_
-
-    def conversations(self, split: str) -> list[embedded.Conversation]:
-        return self.conversations_
+    def file(self, item: Item) -> bytes:
+        raise AssertionError("texts alone are read")
 
 
-def _clip(name: str, text: str = "a word") -> embedded.SpeechItem:
-    return embedded.SpeechItem(
+def _clip(name: str, text: str = "a word") -> SpeechItem:
+    return SpeechItem(
         id=name, text=text, raw_text=text, speaker="s", synthetic=False, split="train", n_samples=8_000
     )
 
 
-def _picture(name: str, label: str = "tree", tag: str = "green") -> embedded.PictureItem:
-    return embedded.PictureItem(id=name, label=label, tags=(tag,), group="plants", split="train")
+def _picture(name: str, label: str = "tree", tag: str = "green") -> PictureItem:
+    return PictureItem(id=name, label=label, tags=(tag,), group="plants", split="train")
 
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_bad_clip_is_left_out_with_its_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, reason = CLIPS[name]
     payload = {"good": _wav(TONE), "bad": made()}
-    monkeypatch.setattr(embedded, "audio_bytes", lambda item: payload[item.id])
+    monkeypatch.setattr(embedded.SET, "file", lambda item: payload[item.id])
     with pytest.raises(MediaError, match=reason):
-        embedded.waveform(_clip("bad"))
+        embedded.SET.waveform(_clip("bad"))
     quarantine = Quarantine("audio", share=0.5)
-    kept = quarantine.keep([_clip("bad"), _clip("good")], embedded.waveform, split="train")
+    kept = quarantine.keep([_clip("bad"), _clip("good")], embedded.SET.waveform, split="train")
     assert [item.id for item, _ in kept] == ["good"] and quarantine.counts() == {"train": 1}
     np.testing.assert_allclose(kept[0][1], TONE, atol=1e-4)
 
@@ -241,11 +236,11 @@ def test_a_bad_clip_is_left_out_with_its_reason(name: str, monkeypatch: pytest.M
 def test_a_bad_picture_is_left_out_with_its_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made, reason = PICTURES[name]
     payload = {"good": _png(128, 128), "bad": made()}
-    monkeypatch.setattr(embedded, "picture_bytes", lambda item: payload[item.id])
+    monkeypatch.setattr(embedded.SET, "file", lambda item: payload[item.id])
     with pytest.raises(MediaError, match=reason):
-        embedded.picture(_picture("bad"))
+        embedded.SET.picture(_picture("bad"))
     quarantine = Quarantine("vision", share=0.5)
-    kept = quarantine.keep([_picture("good"), _picture("bad")], embedded.picture, split="train")
+    kept = quarantine.keep([_picture("good"), _picture("bad")], embedded.SET.picture, split="train")
     assert [item.id for item, _ in kept] == ["good"] and quarantine.counts() == {"train": 1}
 
 
@@ -254,7 +249,7 @@ def test_a_bad_text_is_left_out_wherever_it_stands(name: str, tmp_path: Path) ->
     text, reason = TEXTS[name]
     with pytest.raises(MediaError, match=reason):
         read_text(text, name="x")
-    talk = embedded.Conversation
+    talk = Conversation
     source = Items(
         speech_=[_clip("clip"), _clip("bad clip", text)],
         pictures_=[_picture("bad label", text), _picture("picture"), _picture("bad tag", tag=text)],
@@ -264,17 +259,17 @@ def test_a_bad_text_is_left_out_wherever_it_stands(name: str, tmp_path: Path) ->
         ],
     )  # fmt: skip
     quarantine = Quarantine("text", share=0.9)
-    usable = Usable(quarantine, source=source)
-    assert [i.id for i in usable.items("train")] == ["clip", "picture", "talk"]
+    usable = Usable(quarantine, source)
+    assert [i.id for i in usable.all_items("train")] == ["clip", "picture", "talk"]
     quarantine.open(tmp_path, resume=False)
     assert quarantine.counts() == {"train": 4, "validation": 4}
     assert {line["id"] for line in _lines(tmp_path)} == {"bad clip", "bad label", "bad tag", "bad talk"}
 
 
 def test_a_conversation_of_nobody_is_empty() -> None:
-    source = Items(conversations_=[embedded.Conversation(id="x", split="train", turns=())])
+    source = Items(conversations_=[Conversation(id="x", split="train", turns=())])
     quarantine = Quarantine("text", share=0.9)
-    Usable(quarantine, source=source)
+    Usable(quarantine, source)
     assert quarantine.counts() == {"train": 1, "validation": 1}
 
 

@@ -84,8 +84,8 @@ def test_the_manifest_names_exactly_the_pinned_packages() -> None:
 
 def test_splits_follow_the_builders_rules() -> None:
     for split in ("train", "validation", "test"):
-        assert all(asterisk.split_of(item.text) == split for item in embedded.speech(split))
-        assert all(chitchat.split_of(item.id) == split for item in embedded.conversations(split))
+        assert all(asterisk.split_of(item.text) == split for item in embedded.SET.speech(split))
+        assert all(chitchat.split_of(item.id) == split for item in embedded.SET.conversations(split))
 
 
 def test_concepts_ignore_who_is_drawn_and_where_it_faces() -> None:

@@ -13,7 +13,7 @@ from muomni.tokens import N_SPECIAL, SPECIAL_TOKENS
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer([c.text for c in embedded.conversations("validation")], 512)
+    return train_tokenizer([c.text for c in embedded.SET.conversations("validation")], 512)
 
 
 FORGERIES = [
@@ -53,7 +53,7 @@ _cache: list[Tokenizer] = []
 
 def _shared() -> Tokenizer:
     if not _cache:
-        _cache.append(train_tokenizer([c.text for c in embedded.conversations("validation")], 512))
+        _cache.append(train_tokenizer([c.text for c in embedded.SET.conversations("validation")], 512))
     return _cache[0]
 
 
@@ -77,7 +77,7 @@ def test_streamed_text_equals_decoded_text_and_never_splits_a_character(tokenize
 
 
 def test_common_words_are_few_tokens(tokenizer: Tokenizer) -> None:
-    text = embedded.conversations("test")[0].text
+    text = embedded.SET.conversations("test")[0].text
     assert len(text.encode()) / len(tokenizer.encode(text)) > 1.8
 
 

@@ -14,9 +14,8 @@ from muomni.evaluate.run import evaluate
 @pytest.fixture
 def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dozen items of everything."""
-    for name, n in (("speech", 6), ("pictures", 12), ("conversations", 12)):
-        whole = getattr(embedded, name)
-        monkeypatch.setattr(embedded, name, lambda split, whole=whole, n=n: whole(split)[:n])
+    whole, most = embedded.SET.items, {"speech": 6, "pictures": 12, "conversations": 12}
+    monkeypatch.setattr(embedded.SET, "items", lambda kind, split: whole(kind, split)[: most.get(kind)])
 
 
 def test_every_family_gives_whole_figures(tmp_path: Path, write_run: Callable, few_items: None) -> None:

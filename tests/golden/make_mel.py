@@ -23,8 +23,8 @@ N_SAMPLES = 12_800
 
 def speech() -> np.ndarray:
     """The loudest stretch of the longest validation recording: (12,800,) int16 at 16 kHz."""
-    item = max(embedded.speech("validation"), key=lambda item: item.n_samples)
-    wave = embedded.waveform(item)
+    item = max(embedded.SET.speech("validation"), key=lambda item: item.n_samples)
+    wave = embedded.SET.waveform(item)
     starts = range(0, len(wave) - N_SAMPLES, 1_600)
     start = max(starts, key=lambda s: float(np.square(wave[s : s + N_SAMPLES]).sum()))
     return np.round(wave[start : start + N_SAMPLES] * 32_767).astype(np.int16)

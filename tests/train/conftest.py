@@ -54,10 +54,11 @@ def small_run_fixture() -> Callable[..., RunConfig]:
 def small_data() -> Iterator[None]:
     """The shortest items of each kind of the embedded set, for as long as the tests run."""
     patch = pytest.MonkeyPatch()
+    found = {}
     for kind, (n_train, n_held_out) in ITEMS.items():
         chosen = {}
         for split in ("train", "validation", "test"):
-            items = getattr(embedded, kind)(split)
+            items = embedded.SET.items(kind, split)
             n = n_train if split == "train" else n_held_out
             if kind == "speech":
                 items = sorted(items, key=lambda i: (i.n_samples, i.id))
@@ -68,7 +69,8 @@ def small_data() -> Iterator[None]:
                 items = [q for pair in zip(*[[q for q in items if q.kind == k] for k in ("name", "group")], strict=True)
                          for q in pair]  # fmt: skip
             chosen[split] = items[:n]
-        patch.setattr(embedded, kind, chosen.__getitem__)
+        found[kind] = chosen
+    patch.setattr(embedded.SET, "items", lambda kind, split: found[kind][split] if kind in found else [])
     yield
     patch.undo()
 

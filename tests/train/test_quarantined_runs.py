@@ -80,20 +80,19 @@ def corrupt(small_data: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     """Called: from then on the embedded set holds corrupt items among its own; for stage text corrupt texts alone."""
 
     def spoil(name: str) -> None:
-        for kind in ("speech", "questions", "pictures", "conversations"):
-            mixed = {
-                s: _with_bad(kind, s, getattr(embedded, kind)(s), name != "text")
-                for s in ("train", "validation", "test")
-            }
-            monkeypatch.setattr(embedded, kind, mixed.__getitem__)
-        for function, n_samples in (("audio_bytes", "n_samples"), ("picture_bytes", "")):
-            real = getattr(embedded, function)
+        mixed = {
+            (kind, s): _with_bad(kind, s, embedded.SET.items(kind, s), name != "text")
+            for kind in ("speech", "questions", "pictures", "conversations")
+            for s in ("train", "validation", "test")
+        }
+        real = embedded.SET.file
 
-            def read(item: Any, real: Any = real, n_samples: str = n_samples) -> bytes:
-                what = item.id.split("/")[-1] if item.id.startswith("bad/") else None
-                return FILES[what](getattr(item, n_samples, 0)) if what in FILES else real(item)
+        def read(item: Any) -> bytes:
+            what = item.id.split("/")[-1] if item.id.startswith("bad/") else None
+            return FILES[what](getattr(item, "n_samples", 0)) if what in FILES else real(item)
 
-            monkeypatch.setattr(embedded, function, read)
+        monkeypatch.setattr(embedded.SET, "items", lambda kind, split: mixed.get((kind, split), []))
+        monkeypatch.setattr(embedded.SET, "file", read)
 
     return spoil
 
@@ -194,15 +193,18 @@ def test_clips_without_room_are_counted_apart_and_stop_nothing(
     trained: Path, tmp_path: Path, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too long for the context, and more characters than positions: sound samples, so the budget is not theirs."""
-    items = {s: embedded.speech(s) for s in ("train", "validation")}
-    real = embedded.audio_bytes
+    items = {s: embedded.SET.speech(s) for s in ("train", "validation")}
+    whole, real = embedded.SET.items, embedded.SET.file
     more = [
         dataclasses.replace(items["train"][0], id="x/long", n_samples=170_000),
         dataclasses.replace(items["train"][0], id="x/wordy", text="ab " * 100),
     ]
-    monkeypatch.setattr(embedded, "speech", {**items, "train": [*items["train"], *more]}.__getitem__)
     monkeypatch.setattr(
-        embedded, "audio_bytes",
+        embedded.SET, "items",
+        lambda kind, split: [*whole(kind, split), *(more if (kind, split) == ("speech", "train") else [])],
+    )  # fmt: skip
+    monkeypatch.setattr(
+        embedded.SET, "file",
         lambda i: _wav(_tone(i.n_samples)) if i.id == "x/long" else real(items["train"][0] if i in more else i),
     )  # fmt: skip
     for name, dropped in (

@@ -77,11 +77,11 @@ def test_written_samples_show_held_out_items_with_what_is_right(
         rows = (folder / file).read_text(encoding="utf-8").splitlines()
         return [row.removeprefix(f"{key}:").strip() for row in rows if row.startswith(f"{key}:")]
 
-    spoken = {item.text for item in embedded.speech("validation")}
+    spoken = {item.text for item in embedded.SET.speech("validation")}
     assert (found := lines("audio", "transcripts.txt", "said")) and set(found) <= spoken
-    labels = {item.label for item in embedded.pictures("validation")}
+    labels = {item.label for item in embedded.SET.pictures("validation")}
     assert (found := lines("vision", "captions.txt", "picture")) and set(found) <= labels
-    turns = {" | ".join(c.turns[1].splitlines()) for c in embedded.conversations("validation")}
+    turns = {" | ".join(c.turns[1].splitlines()) for c in embedded.SET.conversations("validation")}
     assert (found := lines("text", "continuations.txt", "recorded")) and set(found) <= turns
     assert len(lines("omni", "answers.txt", "right")) == 4
 
@@ -91,7 +91,7 @@ def test_spoken_samples_are_as_long_as_what_they_show(
     trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     folder, values = _written("codec", trained, small_run("codec"), tmp_path / "codec")
-    clips = [-(-item.n_samples // 1_280) for item in embedded.speech("validation")]
+    clips = [-(-item.n_samples // 1_280) for item in embedded.SET.speech("validation")]
     n_frames = max(n for n in clips if n <= MAX_FRAMES)
     for name in ("recording.wav", "copy.wav"):
         waveform, rate = soundfile.read(folder / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -72,14 +71,7 @@ def test_ten_training_batches_differ_in_values_alone(name: str, trained: Path, s
 @pytest.fixture
 def all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole embedded set, also where another test's `small_data` is in force."""
-    spec = importlib.util.find_spec("muomni.data.embedded")
-    assert spec is not None and spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    for item in ("SpeechItem", "QuestionItem", "PictureItem", "Conversation"):
-        setattr(fresh, item, getattr(embedded, item))
-    for kind in ("speech", "questions", "pictures", "conversations"):
-        monkeypatch.setattr(embedded, kind, getattr(fresh, kind))
+    monkeypatch.setattr(embedded, "SET", embedded.Embedded())
 
 
 @pytest.mark.usefixtures("all_data")

@@ -32,7 +32,7 @@ Items = Mapping[str, Mapping[str, Any]]
 def items() -> Items:
     """The embedded set as it is in this process."""
     kinds = ("speech", "questions", "pictures", "conversations")
-    return {kind: {split: getattr(embedded, kind)(split) for split in SPLITS} for kind in kinds}
+    return {kind: {split: embedded.SET.items(kind, split) for split in SPLITS} for kind in kinds}
 
 
 def train_stage(run: RunConfig, root: Path) -> Result:
@@ -42,8 +42,7 @@ def train_stage(run: RunConfig, root: Path) -> Result:
 
 def train_stages(runs: Sequence[RunConfig], root: Path, items: Items) -> None:
     """Train stages one after another on such items."""
-    for kind, found in items.items():
-        setattr(embedded, kind, found.__getitem__)
+    embedded.SET.items = lambda kind, split: items[kind][split] if kind in items else []
     for run in runs:
         train_stage(run, root)
 

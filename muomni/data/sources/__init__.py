@@ -10,6 +10,9 @@ from muomni.errors import UserError
 MODULES: tuple[str, ...] = ()
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
 
+RECIPES: dict[str, tuple[str, ...]] = {"small": (), "full": ()}
+"""Sets that are prepared and opened by one name."""
+
 
 def adapters() -> dict[str, Adapter]:
     """Every set that can be prepared, by name."""

@@ -48,6 +48,8 @@ class Adapter:
     """The items, given the folder where packages are kept; always in the same order. Fetches what is not there."""
     packages: tuple[Package, ...] = ()
     """What is downloaded."""
+    version: int = 1
+    """Counted up when `find` gives other items from the same packages, so that an older set is prepared again."""
     opt_in: str = ""
     """Why it is prepared only with --accept NAME: such as `non-commercial`. Empty: for everyone."""
     held_out_speakers: tuple[str, ...] = field(default=())

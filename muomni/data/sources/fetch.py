@@ -57,15 +57,23 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _folder(package: Package, cache: Path) -> Path:
+    name = f"{package.registry}-{package.name.replace('/', '_')}-{package.version}"
+    return cache / name.replace(":", "_")
+
+
+def is_fetched(package: Package, cache: Path) -> bool:
+    """Whether a package lies unpacked in the cache."""
+    return (_folder(package, cache) / "files").is_dir()
+
+
 def fetch(package: Package, cache: Path) -> Path:
     """Download a package into cache (once) and unpack it.
 
     Returns the folder of its files. Raises SourceError when the client is missing or fails, or when
     the archive's SHA-256 is not the pinned one.
     """
-    folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(
-        ":", "_"
-    )
+    folder = _folder(package, cache)
     downloads, files = folder / "archive", folder / "files"
     archive = next((p for p in downloads.glob("*") if _digest(p) == package.sha256), None)
     if archive is None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.audio import (
     CTC_SYMBOLS,
     ctc_feasible,
@@ -23,7 +22,8 @@ from muomni.data.audio import (
     stack_frames,
 )
 from muomni.data.batch import HOST, Batch, Order, cumulative
-from muomni.data.usable import BEFORE_TRAINING, Item, Usable
+from muomni.data.items import Item, SpeechItem, Split
+from muomni.data.usable import BEFORE_TRAINING, Usable
 from muomni.errors import UserError
 from muomni.metrics.edit import best_constant_error_rate, error_rate
 from muomni.models.audio import AudioEncoder, CTCHead
@@ -68,10 +68,9 @@ class AudioStage(StageBase):
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Read every clip; start the encoder from the seed."""
-        self.data = Usable(self.quarantine, kinds=("speech",), read=_waveform)
-        self._mels: dict[tuple[str, int], torch.Tensor] = {}
-        self._usable: dict[str, list[embedded.SpeechItem]] = {}
-        self._orders: dict[str, tuple[list[tuple[embedded.SpeechItem, int]], Order]] = {}
+        self.data = Usable(self.quarantine, self.source, kinds=("speech",), read=self._read)
+        self._usable: dict[str, list[SpeechItem]] = {}
+        self._orders: dict[str, tuple[list[tuple[SpeechItem, int]], Order]] = {}
         for split in BEFORE_TRAINING:
             self.items(split)
         cfg = run.model.audio
@@ -80,7 +79,7 @@ class AudioStage(StageBase):
             ctc_head=CTCHead(cfg.d_model, cfg.ctc_expand, len(CTC_SYMBOLS)),
         )
 
-    def items(self, split: embedded.Split) -> list[embedded.SpeechItem]:
+    def items(self, split: Split) -> list[SpeechItem]:
         """Clips that fit the context and whose transcript fits the fastest copy; the others are counted."""
         if split not in self._usable:
             items = self.data.speech(split)
@@ -93,24 +92,31 @@ class AudioStage(StageBase):
                 )
         return self._usable[split]
 
-    def _fits(self, item: embedded.SpeechItem, speed: float) -> bool:
+    def _fits(self, item: SpeechItem, speed: float) -> bool:
         n_frames = int(item.n_samples / speed) // self.config.samples_per_frame
         slowest = item.n_samples / (min(SPEEDS) if speed > 1.0 else 1.0)
         return slowest <= self.config.max_audio_samples and ctc_feasible(
             item.text, n_frames * self.config.audio.ctc_expand
         )
 
-    def mel(self, item: embedded.SpeechItem, speed: int) -> torch.Tensor:
-        """Normalised log-mel (n_frames, n_mels) of a clip at SPEEDS[speed], computed once."""
-        key = (item.id, speed)
-        if key not in self._mels:
-            waveform = self.data.value(item).numpy()
+    def _read(self, item: Item) -> torch.Tensor:
+        """A clip whose transcript can be spelled, (n_samples,) float32. Raises MediaError."""
+        assert isinstance(item, SpeechItem)
+        encode_ctc(item.text)
+        return torch.from_numpy(self.source.waveform(item))
+
+    def mel(self, item: SpeechItem, speed: int) -> torch.Tensor | None:
+        """Normalised log-mel (n_frames, n_mels) of a clip at SPEEDS[speed]; None for a bad one."""
+
+        def make(samples: torch.Tensor) -> torch.Tensor:
+            waveform = samples.numpy()
             if SPEEDS[speed] != 1.0:
                 waveform = soxr.resample(waveform, 16_000 * SPEEDS[speed], 16_000).astype(np.float32)
-            self._mels[key] = normalise(log_mel(waveform, self.config.mel), self.config.mel)
-        return self._mels[key]
+            return normalise(log_mel(waveform, self.config.mel), self.config.mel)
 
-    def order(self, split: embedded.Split) -> tuple[list[tuple[embedded.SpeechItem, int]], Order]:
+        return self.data.derived(item, speed, make)
+
+    def order(self, split: Split) -> tuple[list[tuple[SpeechItem, int]], Order]:
         """Clips packed by frames, each with an index of SPEEDS; in training each at every speed once an epoch."""
         if split not in self._orders:
             items, train = self.items(split), self.run.train
@@ -132,23 +138,25 @@ class AudioStage(StageBase):
         """Clips at their speeds, shifted and masked."""
         copies, order = self.order("train")
         row = order.at(position)
-        mels = {i: self.mel(*copies[i]) for i in row}
+        mels = {i: mel for i in row if (mel := self.mel(*copies[i])) is not None}
         if self.run.train.augment:
             draw = generator(self.run.seed, 3, position)
             mels = {i: self.augment(mel, draw) for i, mel in mels.items()}
         (capacity,), n_items = order.room(parts)
         return [
             self.collate(
-                [mels[i] for i in piece], [copies[i][0].text for i in piece], capacity=capacity, n_items=n_items
+                [mels[i] for i in piece if i in mels], [copies[i][0].text for i in piece if i in mels],
+                capacity=capacity, n_items=n_items,
             )
             for piece in order.pieces(row, parts)
         ]  # fmt: skip
 
-    def held_out(self, split: embedded.Split) -> Iterator[SpeechBatch]:
+    def held_out(self, split: Split) -> Iterator[SpeechBatch]:
         """Every clip once, as it is."""
         copies, order = self.order(split)
         for row in order.epoch(0):
-            mels, texts = [self.mel(*copies[i]) for i in row], [copies[i][0].text for i in row]
+            made = [(mel, copies[i][0].text) for i in row if (mel := self.mel(*copies[i])) is not None]
+            mels, texts = [mel for mel, _ in made], [text for _, text in made]
             yield self.collate(mels, texts, capacity=int(order.capacity[0]))
 
     def augment(self, mel: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
@@ -184,7 +192,8 @@ class AudioStage(StageBase):
         clips = [stack_frames(m, mel, factor=factor) for m in mels]
         lengths = [len(clip) for clip in clips]
         frames = torch.zeros(capacity, factor * mel.n_mels)
-        frames[: sum(lengths)] = torch.cat(clips)
+        if clips:
+            frames[: sum(lengths)] = torch.cat(clips)
         spelled = [encode_ctc(text) for text in texts]
         characters = torch.tensor([c for own in spelled for c in own], dtype=torch.int64)
         targets = torch.zeros(capacity * self.config.audio.ctc_expand, dtype=torch.int64)
@@ -226,7 +235,7 @@ class AudioStage(StageBase):
         """Audio frames that are not padding, and all."""
         return int(batch.input_lengths.sum()), len(batch.frames)
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Greedy character error rate, against the best constant output on the same clips."""
         said: list[str] = []
         references: list[str] = []
@@ -244,16 +253,9 @@ class AudioStage(StageBase):
             )
         ]  # fmt: skip
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """Transcripts against what is said; see written_samples."""
         return audio_samples(self, model, split, folder)
-
-
-def _waveform(item: Item) -> torch.Tensor:
-    """A clip whose transcript can be spelled, (n_samples,) float32. Raises MediaError."""
-    assert isinstance(item, embedded.SpeechItem)
-    encode_ctc(item.text)
-    return torch.from_numpy(embedded.waveform(item))
 
 
 def _padded(lengths: list[int], size: int) -> torch.Tensor:

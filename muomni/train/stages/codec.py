@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Batch
-from muomni.data.usable import Item, Usable
+from muomni.data.items import Item, QuestionItem, SpeechItem, Split
+from muomni.data.usable import Usable
+from muomni.errors import UserError
 from muomni.models.codec import Codec
+from muomni.train.samples import spread
 from muomni.train.stage import Figure, Parts, StageBase, generator, part
 from muomni.train.stages.spoken_samples import codec_samples
 
 CROP = 16
 """Code frames of a training crop (1.28 s)."""
+MEAN_OF = 600
+"""Training clips, spread over the split, whose mean frame is the trivial baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +50,25 @@ class CodecStage(StageBase):
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's frames once; start the codec from the seed."""
-        self.data = Usable(self.quarantine, kinds=("speech", "questions"), read=self._read)
-        self._clips: dict[str, list[torch.Tensor]] = {}
+        self.data = Usable(self.quarantine, self.source, kinds=("speech", "questions"), read=self._read)
         return Parts(codec=Codec(run.model.codec, run.model.mel))
 
-    def clips(self, split: embedded.Split) -> list[torch.Tensor]:
-        """Normalised, stacked log-mel of every recording of a split, (n_frames, factor * n_mels) each."""
-        if split not in self._clips:
-            self._clips[split] = [self.data.value(item) for item in self.data.items(split)]
-        return self._clips[split]
+    def clips(self, items: Sequence[Item]) -> list[torch.Tensor]:
+        """Normalised, stacked log-mel of those recordings that can be read, (n_frames, factor * n_mels) each."""
+        return [clip for item in items if (clip := self.data.value(item)) is not None]
 
     def _read(self, item: Item) -> torch.Tensor:
-        assert isinstance(item, embedded.SpeechItem | embedded.QuestionItem)
-        return audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.codec.factor)
+        assert isinstance(item, SpeechItem | QuestionItem)
+        return audio_frames(self.source.waveform(item), self.config.mel, factor=self.config.codec.factor)
 
     def batch(self, position: int, parts: int = 1) -> list[FrameBatch]:
         """Random crops: a clip is drawn in proportion to its length."""
-        source = self.clips("train")
-        weights = torch.tensor([float(len(clip)) for clip in source])
+        items = self._items("train")
+        weights = torch.tensor([float(self.config.audio_tokens(item.n_samples)) for item in items])
         n_crops = max(1, self.run.train.batch_tokens // CROP)
         draw = generator(self.run.seed, 3, position)
         chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
-        crops = torch.stack([self._crop(source[i], draw) for i in chosen])
+        crops = torch.stack([self._crop(self._readable(items, i), draw) for i in chosen])
         # Half the batches use all codebooks, the others a random first few: any prefix must decode.
         n_active = n_codebooks = self.config.codec.n_codebooks
         if self.run.train.augment and position % 2:
@@ -79,10 +80,21 @@ class CodecStage(StageBase):
             for start in range(0, n_crops - size + 1, size)
         ]
 
-    def held_out(self, split: embedded.Split) -> Iterator[FrameBatch]:
+    def held_out(self, split: Split) -> Iterator[FrameBatch]:
         """Each clip once, whole."""
-        for clip in self.clips(split):
+        for clip in self.clips(self._items(split)):
             yield FrameBatch(frames=clip[None], n_active=torch.tensor(self.config.codec.n_codebooks))
+
+    def _items(self, split: Split) -> list[SpeechItem | QuestionItem]:
+        return [*self.data.speech(split), *self.data.questions(split)]
+
+    def _readable(self, items: Sequence[Item], i: int) -> torch.Tensor:
+        """The frames of item i, or of the next one that can be read."""
+        for k in range(len(items)):
+            clip = self.data.value(items[(i + k) % len(items)])
+            if clip is not None:
+                return clip
+        raise UserError("codec: no recording can be read; run `muomni data verify`.")
 
     def _crop(self, clip: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         """CROP frames from a random start; a short clip is followed by its own beginning."""
@@ -143,13 +155,14 @@ class CodecStage(StageBase):
         n_frames = batch.frames.shape[0] * batch.frames.shape[1]
         return n_frames, n_frames
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Absolute log-mel error of held-out recordings with the first k codebooks, against the mean frame."""
         codec = part(model, "codec", Codec)
         device, std = self.device(model), self.config.mel.std
-        n_mels, n_recordings = self.config.mel.n_mels, len(self.data.speech(split))
-        mean = torch.cat([clip.reshape(-1, n_mels) for clip in self.clips("train")]).mean(0)
-        held_out = self.clips(split)[:n_recordings]
+        n_mels = self.config.mel.n_mels
+        reference = spread(self._items("train"), MEAN_OF)
+        mean = torch.cat([clip.reshape(-1, n_mels) for clip in self.clips(reference)]).mean(0)
+        held_out = self.clips(self.data.speech(split))
         total = sum(clip.numel() for clip in held_out)
         baseline = (
             sum(float((clip.reshape(-1, n_mels) - mean).abs().sum()) for clip in held_out) / total * std
@@ -165,7 +178,7 @@ class CodecStage(StageBase):
         figures = [
             Figure(
                 name=f"codec log-mel error, {k} codebooks", value=errors[k] / total * std, baseline=baseline,
-                baseline_name="mean frame", n=n_recordings,
+                baseline_name="mean frame", n=len(held_out),
             )
             for k in levels
         ]  # fmt: skip
@@ -179,6 +192,6 @@ class CodecStage(StageBase):
             )  # fmt: skip
         return figures
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """A recording beside its copy; see spoken_samples."""
         return codec_samples(self, model, split, folder)

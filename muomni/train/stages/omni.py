@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Media, Order, PackedBatch, pack
+from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import augment, to_float
+from muomni.data.items import Item, PictureItem, Split
 from muomni.data.tasks import Clip, Example, Places, clips, documents, examples, fitting
 from muomni.data.template import Document
-from muomni.data.usable import Item, Usable
+from muomni.data.usable import Usable
+from muomni.errors import UserError
 from muomni.models.audio import AudioEncoder
 from muomni.models.fuse import Projector, place_features
 from muomni.models.thinker import Thinker
@@ -51,16 +53,16 @@ class OmniStage(StageBase):
         freeze(model.get_submodule("vision"))
         freeze(model.get_submodule("audio"))
         self.root = root
+        self.side = max(PICTURE_SIDE, cfg.vision.image_size)
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
-        self.data = Usable(self.quarantine, read=self._read)
-        self._pictures: dict[str, torch.Tensor] = {}
+        self.data = Usable(self.quarantine, self.source, read=self._read)
         self._clips: dict[str, tuple[Clip, ...]] = {}
         chosen = self.examples("train")
         found = self.documents("train", chosen)
         self._training = (chosen, found, self.order(found, shuffle=True))
         return model
 
-    def examples(self, split: embedded.Split) -> list[Example]:
+    def examples(self, split: Split) -> list[Example]:
         """All examples of a split that fit the context."""
         longest = self.config.max_audio_samples
         found = examples(split, max_audio_samples=longest, source=self.data)
@@ -69,43 +71,53 @@ class OmniStage(StageBase):
         self.quarantine.dropped[split] = too_long + len(found) - len(fit)
         return fit
 
-    def documents(
-        self, split: embedded.Split, chosen: list[Example], *, media: bool = True
-    ) -> list[Document]:
+    def documents(self, split: Split, chosen: list[Example], *, media: bool = True) -> list[Document]:
         """Examples of a split as documents."""
         return documents(chosen, self.tokenizer, **self._places(split), media=media)
 
-    def _places(self, split: embedded.Split) -> Places:
+    def _places(self, split: Split) -> Places:
         return Places(
             clip_tokens=[self.config.audio_tokens(c.n_samples) for c in self.clips(split)],
             n_image_tokens=self.config.vision.n_image_tokens,
             max_seq_len=self.config.max_seq_len,
         )
 
-    def clips(self, split: embedded.Split) -> tuple[Clip, ...]:
+    def clips(self, split: Split) -> tuple[Clip, ...]:
         """Every clip of a split that can be used: recordings, then spoken questions."""
         if split not in self._clips:
             self._clips[split] = clips(split, self.data)
         return self._clips[split]
 
-    def pictures(self, split: embedded.Split) -> torch.Tensor:
-        """Every picture of a split, (n, 3, 128, 128) uint8, read once."""
-        if split not in self._pictures:
-            items = self.data.pictures(split)
-            self._pictures[split] = torch.stack([self.data.take(item) for item in items])
-        return self._pictures[split]
+    def pixels(self, split: Split, picture: int) -> torch.Tensor:
+        """A picture, (3, side, side) uint8. Raises UserError for a bad one."""
+        return self._value(self.data.pictures(split)[picture])
 
-    def frames(self, split: embedded.Split, clip: int) -> torch.Tensor:
-        """A clip as the encoder sees it, (n_frames, factor * n_mels)."""
-        return self.data.value(self.clips(split)[clip])
+    def frames(self, split: Split, clip: int) -> torch.Tensor:
+        """A clip as the encoder sees it, (n_frames, factor * n_mels). Raises UserError for a bad one."""
+        return self._value(self.clips(split)[clip])
+
+    def _value(self, item: Item) -> torch.Tensor:
+        found = self.data.value(item)
+        if found is None:
+            raise UserError(f"{item.id}: cannot be read any more; run `muomni data verify`.")
+        return found
+
+    def _readable(self, example: Example) -> bool:
+        """Whether a training example's media can be read; those of held-out ones have been."""
+        used: list[Item] = []
+        if example.picture is not None:
+            used.append(self.data.pictures("train")[example.picture])
+        if example.clip is not None:
+            used.append(self.clips("train")[example.clip])
+        return all(self.data.value(item) is not None for item in used)
 
     def _read(self, item: Item) -> torch.Tensor | None:
         """A picture's pixels or a clip's frames; None for a clip that no example uses."""
-        if isinstance(item, embedded.PictureItem):
-            return torch.from_numpy(embedded.picture(item))
-        if isinstance(item, embedded.Conversation) or item.n_samples > self.config.max_audio_samples:
+        if isinstance(item, PictureItem):
+            return torch.from_numpy(self.source.picture(item, side=self.side))
+        if not isinstance(item, Clip) or item.n_samples > self.config.max_audio_samples:
             return None
-        return audio_frames(embedded.waveform(item), self.config.mel, factor=self.config.audio.factor)
+        return audio_frames(self.source.waveform(item), self.config.mel, factor=self.config.audio.factor)
 
     def order(self, found: list[Document], *, shuffle: bool) -> Order:
         """Documents packed by positions, pictures and audio frames."""
@@ -116,7 +128,7 @@ class OmniStage(StageBase):
     def batch(self, position: int, parts: int = 1) -> list[PackedBatch]:
         """Packed documents with their media; pictures are augmented."""
         chosen, found, order = self._training
-        row = order.at(position)
+        row = [i for i in order.at(position) if self._readable(chosen[i])]
         draw = generator(self.run.seed, 3, position) if self.run.train.augment else None
         own = dict(
             zip(
@@ -129,7 +141,7 @@ class OmniStage(StageBase):
             for piece in order.pieces(row, parts)
         ]
 
-    def held_out(self, split: embedded.Split) -> Iterator[PackedBatch]:
+    def held_out(self, split: Split) -> Iterator[PackedBatch]:
         """Every example once."""
         chosen = self.examples(split)
         found = self.documents(split, chosen)
@@ -138,7 +150,7 @@ class OmniStage(StageBase):
 
     def media(
         self,
-        split: embedded.Split,
+        split: Split,
         chosen: list[Example],
         found: list[Document],
         draw: torch.Generator | None = None,
@@ -150,7 +162,9 @@ class OmniStage(StageBase):
             for e, d in zip(chosen, found, strict=True)
             if e.picture is not None and len(d.image_slots)
         ]
-        images = to_float(self.pictures(split)[shown], size) if shown else torch.zeros(0, 3, size, size)
+        images = torch.zeros(0, 3, size, size)
+        if shown:
+            images = to_float(torch.stack([self.pixels(split, picture) for picture in shown]), size)
         pictures = iter(augment(images, draw) if draw is not None and shown else images)
         return [
             Media(
@@ -161,7 +175,7 @@ class OmniStage(StageBase):
         ]
 
     def collate(
-        self, split: embedded.Split, chosen: list[Example], found: list[Document], *, media: bool = True
+        self, split: Split, chosen: list[Example], found: list[Document], *, media: bool = True
     ) -> PackedBatch:
         """Pack some examples. media: False leaves the media buffers out, for documents without placeholders."""
         own, n_items = self.media(split, chosen, found), self.run.train.batch_items
@@ -224,7 +238,7 @@ class OmniStage(StageBase):
 
     @torch.no_grad()
     def score(
-        self, model: nn.Module, split: embedded.Split, chosen: list[Example], *, media: bool = True
+        self, model: nn.Module, split: Split, chosen: list[Example], *, media: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of each example's answer: summed nats, tokens, and whether every token is the likeliest one.
 
@@ -249,10 +263,10 @@ class OmniStage(StageBase):
                 exact[i] = bool((right | ~target)[start:end].all())
         return nats, tokens, exact
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Answer losses by task, against the text-only model and against swapped media; see omni_figures."""
         return figures(self, model, split)
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """Answers to held-out questions; see written_samples."""
         return omni_samples(self, model, split, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from muomni.data import embedded
+from muomni.data.items import Split
 from muomni.data.tasks import NAMING, TASKS, Example
 from muomni.models.thinker import Thinker
 from muomni.train.stage import Figure, Parts, load_parent
@@ -36,7 +36,7 @@ def swapped(chosen: list[Example]) -> list[Example]:
     return result
 
 
-def figures(stage: OmniStage, model: nn.Module, split: embedded.Split) -> list[Figure]:
+def figures(stage: OmniStage, model: nn.Module, split: Split) -> list[Figure]:
     """Answer loss per token by task against the text-only model; right against swapped media; group accuracy."""
     by_task: dict[str, list[Example]] = {task: [] for task in TASKS}
     for example in stage.examples(split):

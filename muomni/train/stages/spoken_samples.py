@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from muomni.data import embedded
+from muomni.data.items import Split
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.train.samples import write_spectrograms, write_speech
@@ -28,16 +28,14 @@ STOP_PROBABILITY = 0.5
 """The Talker's stop output above which speech ends."""
 
 
-def codec_samples(
-    stage: CodecStage, model: nn.Module, split: embedded.Split, folder: Path
-) -> dict[str, float]:
+def codec_samples(stage: CodecStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """A recording above its copy (spectrogram.png), both through the vocoder (recording.wav, copy.wav).
 
     Returns the copy's mean absolute log-mel error, natural-log units.
     """
     codec, mel = part(model, "codec", Codec), stage.config.mel
-    recordings = stage.clips(split)[: len(stage.data.speech(split))]
-    clip = longest_fitting(recordings, len)[:MAX_FRAMES].to(stage.device(model))
+    chosen = longest_fitting(stage.data.speech(split), lambda item: stage.config.audio_tokens(item.n_samples))
+    clip = stage.clips([chosen])[0][:MAX_FRAMES].to(stage.device(model))
     copy = codec.decode(codec.encode(clip[None]))[0]
     shown = [frames.reshape(-1, mel.n_mels) for frames in (clip, copy)]
     write_spectrograms(folder / "spectrogram.png", shown, mel)
@@ -46,9 +44,7 @@ def codec_samples(
     return {"log-mel error": float((copy - clip).abs().mean()) * mel.std}
 
 
-def talker_samples(
-    stage: TalkerStage, model: nn.Module, split: embedded.Split, folder: Path
-) -> dict[str, float]:
+def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """The text of a recording as the Talker says it (said.wav), below the recording (spectrogram.png).
 
     Codes are drawn with the run's seed. Returns how many code frames the Talker took.

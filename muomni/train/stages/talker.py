@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import HOST, Batch, Order, cumulative, pack
+from muomni.data.items import Item, SpeechItem, Split
 from muomni.data.tasks import SAY, Example, Places, documents, fitting
 from muomni.data.template import Document
-from muomni.data.usable import Item, Usable
+from muomni.data.usable import Usable
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
@@ -99,7 +99,7 @@ class TalkerStage(StageBase):
             load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
             freeze(model.get_submodule(name))
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
-        self.data = Usable(self.quarantine, kinds=("speech",), read=self._read)
+        self.data = Usable(self.quarantine, self.source, kinds=("speech",), read=self._read)
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
         self._orders: dict[str, Order] = {}
@@ -110,13 +110,13 @@ class TalkerStage(StageBase):
 
     def _read(self, item: Item) -> torch.Tensor | None:
         """Normalised log-mel (n_frames, n_mels) of a recording that is not too long."""
-        assert isinstance(item, embedded.SpeechItem)
+        assert isinstance(item, SpeechItem)
         if item.n_samples > self.config.max_audio_samples:
             return None
-        return normalise(log_mel(embedded.waveform(item), self.config.mel), self.config.mel)
+        return normalise(log_mel(self.source.waveform(item), self.config.mel), self.config.mel)
 
     @torch.no_grad()
-    def utterances(self, split: embedded.Split) -> list[Utterance]:
+    def utterances(self, split: Split) -> list[Utterance]:
         """Codes and conditions of every recording of a split that there is room for, made once: both nets are frozen.
 
         Others are counted: too long for the context, or with more subwords than frames.
@@ -128,10 +128,11 @@ class TalkerStage(StageBase):
             chosen = fitting(said, self.tokenizer, **places)
             found = documents(chosen, self.tokenizer, **places)
             fit = set(chosen)
-            mels = [self.data.value(item) for item, e in zip(items, said, strict=True) if e in fit]
+            fitted = [item for item, e in zip(items, said, strict=True) if e in fit]
             made = [
                 Utterance(log_mel=mel, codes=self.encode([mel])[0], states=states, embeds=embeds)
-                for mel, (states, embeds) in zip(mels, self._conditions(found), strict=True)
+                for item, (states, embeds) in zip(fitted, self._conditions(found), strict=True)
+                if (mel := self.data.value(item)) is not None
             ]
             usable = [u for u in made if len(u.states) <= u.codes.shape[1]]
             self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
@@ -176,7 +177,7 @@ class TalkerStage(StageBase):
                 result[i] = (states[place].cpu(), embeds[place].cpu())
         return result
 
-    def order(self, split: embedded.Split) -> Order:
+    def order(self, split: Split) -> Order:
         """Utterances packed by frames."""
         if split not in self._orders:
             # A later start may take one frame more.
@@ -202,7 +203,7 @@ class TalkerStage(StageBase):
             for piece in order.pieces(row, parts)
         ]
 
-    def held_out(self, split: embedded.Split) -> Iterator[SpokenBatch]:
+    def held_out(self, split: Split) -> Iterator[SpokenBatch]:
         """Every utterance once, as it is."""
         made, order = self.utterances(split), self.order(split)
         for row in order.epoch(0):
@@ -242,11 +243,11 @@ class TalkerStage(StageBase):
         """Code frames that are not padding, and all."""
         return batch.n_frames, len(batch.codes)
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Code loss against unigrams and against another item's text; see talker_figures."""
         return figures(self, model, split)
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """A held-out text, spoken; see spoken_samples."""
         return talker_samples(self, model, split, folder)
 

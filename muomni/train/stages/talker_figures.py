@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from muomni.data import embedded
 from muomni.data.batch import to_device
+from muomni.data.items import Split
 from muomni.models.talker import Talker
 from muomni.train.stage import Figure, part
 
@@ -60,7 +60,7 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
     return nats / codes, stops
 
 
-def figures(stage: TalkerStage, model: nn.Module, split: embedded.Split) -> list[Figure]:
+def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:
     """Code loss, right against wrong text, and the error of the stop position under teacher forcing."""
     train, made = stage.utterances("train"), stage.utterances(split)
     right, stops = code_nats(stage, model, made)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.batch import Order, PackedBatch, pack
+from muomni.data.items import Source, Split
 from muomni.data.template import Document, render_text
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.usable import Usable
@@ -38,7 +38,7 @@ def load_tokenizer(root: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def training_texts(split: embedded.Split, source: embedded.Source) -> list[str]:
+def training_texts(split: Split, source: Source) -> list[str]:
     """Every text of a split: conversations, transcripts, spoken questions, labels with their tags."""
     pictures = source.pictures(split)
     return [
@@ -58,7 +58,7 @@ class TextStage(StageBase):
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Train the tokenizer if the run has none, and start a Thinker from its seed."""
-        self.data = Usable(self.quarantine)
+        self.data = Usable(self.quarantine, self.source)
         path = tokenizer_path(root)
         if not path.is_file():
             root.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class TextStage(StageBase):
         self._orders: dict[str, tuple[list[Document], Order]] = {}
         return Parts(thinker=Thinker(run.model.thinker))
 
-    def documents(self, split: embedded.Split) -> list[Document]:
+    def documents(self, split: Split) -> list[Document]:
         """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
         if split == "train":
             texts = training_texts(split, self.data)
@@ -78,7 +78,7 @@ class TextStage(StageBase):
             d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)
         ]
 
-    def _order(self, split: embedded.Split) -> tuple[list[Document], Order]:
+    def _order(self, split: Split) -> tuple[list[Document], Order]:
         if split not in self._orders:
             documents, train = self.documents(split), self.run.train
             order = Order(
@@ -96,7 +96,7 @@ class TextStage(StageBase):
             for piece in order.pieces(order.at(position), parts)
         ]
 
-    def held_out(self, split: embedded.Split) -> Iterator[PackedBatch]:
+    def held_out(self, split: Split) -> Iterator[PackedBatch]:
         """Every document once."""
         documents, order = self._order(split)
         for row in order.epoch(0):
@@ -121,7 +121,7 @@ class TextStage(StageBase):
         """Positions that are not padding, and all."""
         return batch.n_tokens, len(batch.input_ids)
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Bits per byte of held-out conversations, against unigram and bigram models of the training text."""
         nats = sum(
             float(self.losses(model, b.to(self.device(model)), "main")["token"]) for b in self.held_out(split)
@@ -145,6 +145,6 @@ class TextStage(StageBase):
             )  # fmt: skip
         return figures
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """Continuations of held-out conversations; see written_samples."""
         return text_samples(self, model, split, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data import embedded
 from muomni.data.batch import HOST, Batch, Order, cumulative
+from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import augment, to_float
-from muomni.data.usable import Item, Usable
+from muomni.data.items import Item, PictureItem, Split
+from muomni.data.usable import Usable
 from muomni.metrics.retrieval import recall_at_1
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
@@ -57,26 +58,33 @@ class VisionStage(StageBase):
         """Start both towers from the seed; the text stage gives the tokenizer alone."""
         parent_checkpoint(root, parent="text", child=self.name, config=run.model)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
-        self.data = Usable(self.quarantine, kinds=("pictures",), read=_pixels)
-        self._data: dict[str, tuple[torch.Tensor, list[list[list[int]]]]] = {}
+        self.data = Usable(self.quarantine, self.source, kinds=("pictures",), read=self._pixels)
+        self._words: dict[str, list[list[int]]] = {}
         self._orders: dict[str, Order] = {}
         return ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)
 
-    def pairs(self, split: embedded.Split) -> tuple[torch.Tensor, list[list[list[int]]]]:
-        """Every picture of a split, uint8 (n, 3, 128, 128), and its words as ids, the label's first; read once."""
-        if split not in self._data:
-            items = self.data.pictures(split)
-            images = torch.stack([self.data.take(item) for item in items])
-            words = [
-                self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)]) for item in items
-            ]
-            self._data[split] = (images, words)
-        return self._data[split]
+    def _pixels(self, item: Item) -> torch.Tensor:
+        assert isinstance(item, PictureItem)
+        side = max(PICTURE_SIDE, self.config.vision.image_size)
+        return torch.from_numpy(self.source.picture(item, side=side))
 
-    def order(self, split: embedded.Split) -> Order:
+    def read(self, items: Sequence[PictureItem]) -> tuple[list[PictureItem], torch.Tensor]:
+        """Those pictures that can be read, and their pixels, uint8 (n, 3, side, side)."""
+        read = [(item, value) for item in items if (value := self.data.value(item)) is not None]
+        side = max(PICTURE_SIDE, self.config.vision.image_size)
+        empty = torch.zeros(0, 3, side, side, dtype=torch.uint8)
+        return [item for item, _ in read], torch.stack([v for _, v in read]) if read else empty
+
+    def words(self, item: PictureItem) -> list[list[int]]:
+        """A picture's words as ids, the label's first, then each tag's."""
+        if item.id not in self._words:
+            self._words[item.id] = self.tokenizer.encode_batch([item.label, *(f" {t}" for t in item.tags)])
+        return self._words[item.id]
+
+    def order(self, split: Split) -> Order:
         """Pairs, in random order in training."""
         if split not in self._orders:
-            n = len(self.pairs(split)[1])
+            n = len(self.data.pictures(split))
             n_items = min(self.run.train.batch_items, n)
             self._orders[split] = Order(
                 [1] * n, capacity=n_items, n_items=n_items, seed=self.run.seed, shuffle=split == "train"
@@ -85,12 +93,11 @@ class VisionStage(StageBase):
 
     def batch(self, position: int, parts: int = 1) -> list[PairBatch]:
         """Pairs, each with its tags shuffled and the picture moved and tinted."""
-        images, words = self.pairs("train")
-        order = self.order("train")
-        row = order.at(position)
-        pictures = to_float(images[row], self.config.vision.image_size)
+        items, order = self.data.pictures("train"), self.order("train")
+        row, images = self.read([items[i] for i in order.at(position)])
+        pictures = to_float(images, self.config.vision.image_size)
         draw = generator(self.run.seed, 3, position) if self.run.train.augment else None
-        captions = [self.caption(words[i], draw) for i in row]
+        captions = [self.caption(self.words(item), draw) for item in row]
         if draw is not None:
             pictures = augment(pictures, draw)
         n_items = order.room(parts)[1]
@@ -99,13 +106,13 @@ class VisionStage(StageBase):
             for start in range(0, len(row), n_items)
         ]
 
-    def held_out(self, split: embedded.Split) -> Iterator[PairBatch]:
+    def held_out(self, split: Split) -> Iterator[PairBatch]:
         """Every pair once, as it is."""
-        images, words = self.pairs(split)
-        order = self.order(split)
+        items, order = self.data.pictures(split), self.order(split)
         for row in order.epoch(0):
-            pictures = to_float(images[row], self.config.vision.image_size)
-            yield collate(pictures, [self.caption(words[i], None) for i in row], n_items=order.n_items)
+            read, images = self.read([items[i] for i in row])
+            pictures = to_float(images, self.config.vision.image_size)
+            yield collate(pictures, [self.caption(self.words(i), None) for i in read], n_items=order.n_items)
 
     def caption(self, words: list[list[int]], draw: torch.Generator | None) -> list[int]:
         """BOS, the label, then the tags: in a random order and some left out when `draw` is given."""
@@ -138,7 +145,7 @@ class VisionStage(StageBase):
         used = batch.n_tokens + batch.n_pairs * patches
         return used, len(batch.input_ids) + len(batch.images) * patches
 
-    def evaluate(self, model: nn.Module, split: embedded.Split) -> list[Figure]:
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """R@1 among 64: which caption belongs to a picture of an unseen concept; exact over all distractors."""
         rows = []
         for batch in self.held_out(split):
@@ -153,14 +160,9 @@ class VisionStage(StageBase):
             )
         ]  # fmt: skip
 
-    def samples(self, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """The nearest captions of held-out pictures; see written_samples."""
         return vision_samples(self, model, split, folder)
-
-
-def _pixels(item: Item) -> torch.Tensor:
-    assert isinstance(item, embedded.PictureItem)
-    return torch.from_numpy(embedded.picture(item))
 
 
 def collate(images: torch.Tensor, captions: list[list[int]], *, n_items: int) -> PairBatch:

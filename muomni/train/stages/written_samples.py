@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from muomni.data import embedded
 from muomni.data.audio import decode_ctc
 from muomni.data.batch import to_device
 from muomni.data.image import to_float
+from muomni.data.items import Split
 from muomni.data.tasks import TASKS
 from muomni.metrics.edit import error_rate
 from muomni.models.thinker import Thinker
@@ -31,9 +31,11 @@ MAX_PROMPT = 64
 """Tokens of a conversation's first turn that are given."""
 NEAREST = 3
 """Captions shown for a picture."""
+MOST_PICTURES = 512
+"""Held-out pictures whose captions are compared."""
 
 
-def text_samples(stage: TextStage, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+def text_samples(stage: TextStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """continuations.txt: held-out conversations from their first turn on, as the Thinker goes on and as they do."""
     thinker, device = part(model, "thinker", Thinker), stage.device(model)
     talks = spread(stage.data.conversations(split))
@@ -55,14 +57,13 @@ def text_samples(stage: TextStage, model: nn.Module, split: embedded.Split, fold
     return {}
 
 
-def audio_samples(
-    stage: AudioStage, model: nn.Module, split: embedded.Split, folder: Path
-) -> dict[str, float]:
+def audio_samples(stage: AudioStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """transcripts.txt: what the CTC head spells against what is said; their character error rate."""
     from muomni.train.stages.audio import SPEEDS
 
-    items = spread(stage.items(split), min(N_ITEMS, stage.run.train.batch_items))
-    mels = [stage.mel(item, SPEEDS.index(1.0)) for item in items]
+    chosen = spread(stage.items(split), min(N_ITEMS, stage.run.train.batch_items))
+    read = [(item, mel) for item in chosen if (mel := stage.mel(item, SPEEDS.index(1.0))) is not None]
+    items, mels = [item for item, _ in read], [mel for _, mel in read]
     n_frames = sum(-(-len(mel) // stage.config.audio.factor) for mel in mels)
     batch = stage.collate(mels, [item.text for item in items], capacity=n_frames)
     best = stage.logits(model, to_device(batch, stage.device(model))).argmax(-1).cpu()
@@ -73,20 +74,15 @@ def audio_samples(
     return {"character error rate": error_rate([item.text for item in items], said).value}
 
 
-def vision_samples(
-    stage: VisionStage, model: nn.Module, split: embedded.Split, folder: Path
-) -> dict[str, float]:
+def vision_samples(stage: VisionStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """captions.txt: of all held-out labels, the nearest ones to each picture; the mean rank of the right one."""
     from muomni.train.stages.vision import collate
 
-    images, words = stage.pairs(split)
-    batch = collate(
-        to_float(images, stage.config.vision.image_size), [stage.caption(w, None) for w in words],
-        n_items=len(words),
-    )  # fmt: skip
+    items, images = stage.read(stage.data.pictures(split)[:MOST_PICTURES])
+    captions = [stage.caption(stage.words(item), None) for item in items]
+    batch = collate(to_float(images, stage.config.vision.image_size), captions, n_items=len(items))
     found = stage.embeddings(model, to_device(batch, stage.device(model)))
     pictures, captions = (side.float().cpu() for side in found[:2])
-    items = stage.data.pictures(split)
     blocks, ranks = [], []
     for i in spread(range(len(items))):
         order = (captions @ pictures[i]).argsort(descending=True).tolist()
@@ -99,7 +95,7 @@ def vision_samples(
     return {"rank of the right caption": sum(ranks) / len(ranks)}
 
 
-def omni_samples(stage: OmniStage, model: nn.Module, split: embedded.Split, folder: Path) -> dict[str, float]:
+def omni_samples(stage: OmniStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
     """answers.txt: one example of some tasks, asked with their media; the share that is answered exactly."""
     thinker = part(model, "thinker", Thinker)
     found = stage.examples(split)

@@ -1,0 +1,185 @@
+"""Prepared sets as one source: records in memory, files read from tar shards when they are used.
+
+    ROOT/<set>/manifest.json  records.jsonl  index/<column>.bin  shard-00000.tar ...  quarantine.jsonl
+
+ROOT is $MUOMNI_DATA, or else muomni/data in the user's cache directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muomni.data import embedded
+from muomni.data.index import Index, near
+from muomni.data.items import KINDS, SPLITS, Item, Kind, Source, Split, read_item
+from muomni.data.sources import RECIPES
+from muomni.errors import UserError
+
+FORMAT = 1
+"""Of a prepared set on disk."""
+MANIFEST = "manifest.json"
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+
+
+class PreparedDataError(UserError, RuntimeError):
+    """A prepared set is missing, of another format, or changed."""
+
+
+def data_root() -> Path:
+    """Where prepared sets are kept."""
+    chosen = os.environ.get("MUOMNI_DATA")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muomni" / "data"
+
+
+def folders(names: str, *, root: Path | None = None) -> list[Path]:
+    """The sets that a run's `data` names: by name, by path, or small and full for a recipe's.
+
+    Raises PreparedDataError for one that is not prepared.
+    """
+    root = root or data_root()
+    found: list[Path] = []
+    for name in (part.strip() for part in names.split(",")):
+        for one in RECIPES.get(name, (name,)):
+            folder = root / one if (root / one / MANIFEST).is_file() else Path(one)
+            if not (folder / MANIFEST).is_file():
+                raise PreparedDataError(
+                    f"data: {one!r} is not prepared in {root}; run `muomni data prepare {name}`."
+                )
+            found.append(folder)
+    return list(dict.fromkeys(found))
+
+
+@functools.cache
+def open_source(names: str) -> Source:
+    """What a run is trained on: `embedded`, or prepared sets together. Raises PreparedDataError for one not there."""
+    return embedded.SET if names == "embedded" else Prepared(folders(names))
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a set is, holds and came from. Raises PreparedDataError for another format."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        raise PreparedDataError(f"{folder / MANIFEST}: is not JSON; prepare the set again.") from None
+    if found.get("format") != FORMAT:
+        raise PreparedDataError(
+            f"{folder}: is of format {found.get('format')}, expected {FORMAT}; prepare the set again."
+        )
+    return found
+
+
+def verify(folder: Path) -> int:
+    """Check every file against the manifest's SHA-256; the number of files.
+
+    Raises PreparedDataError naming the first that is missing or differs.
+    """
+    files = manifest(folder)["files"]
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise PreparedDataError(f"{path}: missing; prepare the set again.")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != expected["sha256"]:
+            raise PreparedDataError(
+                f"{path}: SHA-256 {digest[:12]}..., expected {expected['sha256'][:12]}...; prepare the set again."
+            )
+    return len(files)
+
+
+class Prepared(Source):
+    """Several prepared sets as one; a training item that is nearly a held-out one of any of them is left out."""
+
+    admitted = True
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        """Map the indices. Raises PreparedDataError for a set that cannot be opened."""
+        self.folders = list(folders)
+        self._indices: list[Index] = []
+        for folder in self.folders:
+            manifest(folder)
+            try:
+                self._indices.append(Index.load(folder / "index"))
+            except (OSError, ValueError) as error:
+                raise PreparedDataError(f"{folder}: {error}; prepare the set again.") from None
+        self.left_out = dict.fromkeys(KINDS, 0)
+        """Training items of each kind that are near duplicates of held-out ones."""
+        self._kept: dict[tuple[Kind, Split], list[np.ndarray]] = {}
+        self._items: dict[tuple[Kind, Split], list[Item]] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def rows(self, kind: Kind, split: Split) -> list[np.ndarray]:
+        """Row numbers of each set, near duplicates left out."""
+        if (kind, split) not in self._kept:
+            rows = [index.rows(kind, split) for index in self._indices]
+            if split == "train":
+                held = self._fingerprints([kind], HELD_OUT)
+                for i, (index, own) in enumerate(zip(self._indices, rows, strict=True)):
+                    mine = index.columns["fingerprint"][own]
+                    alike = near(mine, held) if kind == "pictures" else np.isin(mine, held)
+                    rows[i] = own[~alike]
+                    self.left_out[kind] += int(alike.sum())
+            self._kept[kind, split] = rows
+        return self._kept[kind, split]
+
+    def _fingerprints(self, kinds: Sequence[Kind], splits: Sequence[Split]) -> np.ndarray:
+        """All of them, of all sets, each once."""
+        own = [
+            index.columns["fingerprint"][index.rows(kind, split)]
+            for index in self._indices for kind in kinds for split in splits
+        ]  # fmt: skip
+        return np.unique(np.concatenate(own)) if own else np.zeros(0, np.uint64)
+
+    def items(self, kind: Kind, split: Split) -> list[Item]:
+        """The items of a kind in a split, set by set."""
+        if (kind, split) not in self._items:
+            found: list[Item] = []
+            for n, (folder, index, rows) in enumerate(
+                zip(self.folders, self._indices, self.rows(kind, split), strict=True)
+            ):
+                if not len(rows):
+                    continue
+                with (folder / "records.jsonl").open("rb") as file:
+                    for row, start in zip(rows.tolist(), index.columns["record"][rows].tolist(), strict=True):
+                        file.seek(start)
+                        item = read_item(kind, json.loads(file.readline()))
+                        self._places[item.id] = (n, row)
+                        found.append(item)
+            self._items[kind, split] = found
+        return self._items[kind, split]
+
+    def lengths(self, kind: Kind, split: Split) -> np.ndarray:
+        """Samples of each clip or bytes of each text, int64, in the order of `items`."""
+        own = [
+            index.columns["length"][rows].astype(np.int64)
+            for index, rows in zip(self._indices, self.rows(kind, split), strict=True)
+        ]
+        return np.concatenate(own)
+
+    def file(self, item: Item) -> bytes:
+        """An item's file as it is stored."""
+        n, row = self._places[item.id]
+        columns = self._indices[n].columns
+        shard, offset, size = (int(columns[name][row]) for name in ("shard", "offset", "size"))
+        with (self.folders[n] / f"shard-{shard:05d}.tar").open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def counts(self) -> dict[Kind, dict[Split, int]]:
+        """Items of each kind there is, by split."""
+        found: dict[Kind, dict[Split, int]] = {}
+        for kind in KINDS:
+            by_split: dict[Split, int] = {s: sum(map(len, self.rows(kind, s))) for s in SPLITS}
+            if sum(by_split.values()):
+                found[kind] = by_split
+        return found
