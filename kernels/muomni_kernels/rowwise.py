@@ -59,7 +59,9 @@ def _fake_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str) 
 
 
 @operator(
-    "rms_norm_forward(Tensor x, Tensor weight, float eps, str backend) -> (Tensor, Tensor)", fake=_fake_norm
+    "rms_norm_forward(Tensor x, Tensor weight, float eps, str backend) -> (Tensor, Tensor)",
+    fake=_fake_norm,
+    opaque=True,
 )
 def rms_norm_forward(x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str) -> Tensors:
     """y like x, rstd (rows,) fp32."""
@@ -78,6 +80,7 @@ def _fake_add_norm(
     "add_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, float eps, str backend) -> "
     "(Tensor, Tensor, Tensor)",
     fake=_fake_add_norm,
+    opaque=True,
 )
 def add_rms_norm_forward(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, backend: str
@@ -101,6 +104,7 @@ def _fake_norm_backward(
     "rms_norm_backward(Tensor dy, Tensor? d_residual, Tensor s, Tensor weight, Tensor rstd, str backend) -> "
     "(Tensor, Tensor)",
     fake=_fake_norm_backward,
+    opaque=True,
 )
 def rms_norm_backward(
     dy: torch.Tensor,
@@ -121,7 +125,9 @@ def _fake_rotate(
 
 
 @operator(
-    "rope_rotate(Tensor x, Tensor cos, Tensor sin, bool inverse, str backend) -> Tensor", fake=_fake_rotate
+    "rope_rotate(Tensor x, Tensor cos, Tensor sin, bool inverse, str backend) -> Tensor",
+    fake=_fake_rotate,
+    opaque=True,
 )
 def rope_rotate(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, inverse: bool, backend: str
@@ -149,6 +155,7 @@ def _fake_qkv(
     "qk_norm_rope_forward(Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin, int n_heads, "
     "int n_kv_heads, float eps, str backend) -> (Tensor, Tensor, Tensor)",
     fake=_fake_qkv,
+    opaque=True,
 )
 def qk_norm_rope_forward(
     qkv: torch.Tensor,
@@ -184,6 +191,7 @@ def _fake_qkv_backward(
     "qk_norm_rope_backward(Tensor dq, Tensor dk, Tensor dv, Tensor qkv, Tensor q_weight, Tensor k_weight, "
     "Tensor? cos, Tensor? sin, float eps, str backend) -> (Tensor, Tensor)",
     fake=_fake_qkv_backward,
+    opaque=True,
 )
 def qk_norm_rope_backward(
     dq: torch.Tensor,
@@ -205,7 +213,7 @@ def _fake_swiglu(gate_up: torch.Tensor, backend: str) -> torch.Tensor:
     return gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
 
-@operator("swiglu_forward(Tensor gate_up, str backend) -> Tensor", fake=_fake_swiglu)
+@operator("swiglu_forward(Tensor gate_up, str backend) -> Tensor", fake=_fake_swiglu, opaque=True)
 def swiglu_forward(gate_up: torch.Tensor, backend: str) -> torch.Tensor:
     """(..., 2F) -> (..., F)."""
     return _swiglu(backend)[0](gate_up)
@@ -215,7 +223,11 @@ def _fake_swiglu_backward(dy: torch.Tensor, gate_up: torch.Tensor, backend: str)
     return _like(gate_up)
 
 
-@operator("swiglu_backward(Tensor dy, Tensor gate_up, str backend) -> Tensor", fake=_fake_swiglu_backward)
+@operator(
+    "swiglu_backward(Tensor dy, Tensor gate_up, str backend) -> Tensor",
+    fake=_fake_swiglu_backward,
+    opaque=True,
+)
 def swiglu_backward(dy: torch.Tensor, gate_up: torch.Tensor, backend: str) -> torch.Tensor:
     """d gate_up like gate_up."""
     return _swiglu(backend)[1](dy, gate_up)
