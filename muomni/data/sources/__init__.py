@@ -9,9 +9,16 @@ from muomni.errors import UserError
 
 MODULES: tuple[str, ...] = (
     "asterisk",
+    "books",
+    "chitchat",
+    "descriptions",
+    "dictionaries",
     "emoji",
+    "fortunes",
+    "glosses",
     "iconify",
     "openclipart",
+    "sisu",
     "synthesis",
 )
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
