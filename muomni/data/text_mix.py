@@ -24,9 +24,7 @@ def mix(
         raise ValueError(f"sizes: {dict(sizes)}, expected at least one set, and none empty.")
     if unknown := sorted(set(technical) - set(sizes)):
         raise ValueError(f"technical: {unknown[0]!r} is not among the sets {', '.join(sizes)}.")
-    # Relative to the largest: no power overflows.
-    largest = max(sizes.values())
-    weights = {name: (size / largest) ** (1 / temperature) for name, size in sizes.items()}
+    weights = {name: size ** (1 / temperature) for name, size in sizes.items()}
     total = sum(weights.values())
     shares = {name: weight / total for name, weight in weights.items()}
     bounded = sum(shares[name] for name in set(technical))

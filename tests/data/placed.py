@@ -1,6 +1,7 @@
 """Packages put into a cache by a test, in their own formats, and what an adapter finds in them."""
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 
 from muomni.data.items import read_item
@@ -9,7 +10,7 @@ from muomni.data.sources.adapter import Found
 from muomni.data.sources.fetch import Package
 
 
-def place(package: Package, cache: Path, files: dict[str, bytes | str]) -> None:
+def place(package: Package, cache: Path, files: Mapping[str, bytes | str]) -> None:
     """Put a package's files into the cache, as after a download."""
     folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(
         ":", "_"

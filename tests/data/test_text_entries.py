@@ -60,7 +60,7 @@ mail hub
 
    {Home (http://example.org/mail)}.
 
-       10 PRINT "code"
+       10 print "code of an example"
 
    ["Mail", A. Author, 1977].
 
@@ -69,7 +69,9 @@ mail hub
 
 
 def test_articles_on_computing_lose_categories_links_code_references_and_dates(cache: Path) -> None:
-    copied = "hacker\n\n   <person> A person who enjoys exploring systems.\n\n   [{Jargon File}]\n"
+    copied = (
+        "hacker\n\n   <person> A person who enjoys exploring programmable systems.\n\n   [{Jargon File}]\n"
+    )
     place(
         dictionaries.FOLDOC, cache, dictionary("foldoc", {"mail server,mail hub": FOLDOC, "hacker": copied})
     )
@@ -83,7 +85,7 @@ def test_articles_on_computing_lose_categories_links_code_references_and_dates(c
 def test_hackers_words_lose_pronunciation_tables_and_broken_links(cache: Path) -> None:
     entry = (
         "BUAF\n //, n.\n\n    [abbreviation, from alt.fan.warlord] Big Ugly ASCII Font \u2014 see {\n    warlording}"
-        " for more of it.\n\n    \u250c\u2500\u2500\u2510\n    \u2502{foo}\u2502\n\n      code indented\n"
+        " for more of it.\n\n    \u250c\u2500\u2500\u2510\n    \u2502words foo\u2502\n\n      code indented\n"
     )
     place(dictionaries.JARGON, cache, dictionary("jargon", {"buaf": entry}))
     assert texts("jargon", cache) == ["BUAF: Big Ugly ASCII Font -- see warlording for more of it."]
@@ -101,7 +103,7 @@ NOUNS = """  1 This software and database is being provided to you
 INDEX = """  1 This software and database is being provided to you
 ada_lovelace n 1 0 1 0 00002000
 black_bird n 1 0 1 0 00002300
-gold n 2 1 @ 2 1 00001930 00002200
+gold n 2 1 @ 2 1 00002200 00001930
 lout n 1 0 1 0 00002400
 paris n 1 0 1 0 00002100
 umbrella_bird n 1 0 1 0 00001740
@@ -140,7 +142,7 @@ def test_glosses_become_texts_and_each_words_first_sense_a_question(cache: Path)
     turns = {one.group: one.fields["turns"] for one in items if one.kind == "conversations"}
     assert {group: pair[1] for group, pair in turns.items()} == {
         "wordnet umbrella bird": "A tropical bird; black.",
-        "wordnet gold": "Soft yellow metal.",
+        "wordnet gold": "Great wealth.",
         "wordnet ada lovelace": "English mathematician (1815-1852).",
         "wordnet paris": "The capital of France.",
         "wordnet gild": "Decorate with gold.",

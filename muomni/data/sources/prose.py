@@ -65,14 +65,10 @@ def _grouped(parts: list[str], joint: str, size: int) -> list[str]:
 def pieces(parts: Iterable[str], *, size: int = PIECE) -> list[str]:
     """Paragraphs, a blank line between them, in pieces of at most size characters.
 
-    A longer paragraph is cut between lines, a longer line between sentences, a longer sentence between words. Only a
-    scrap at the end, less than a quarter of size, makes its piece longer. Nothing is left out.
+    A longer paragraph is cut between lines, a longer line between sentences, a longer sentence between words. Nothing
+    is left out.
     """
-    groups = _grouped([part for whole in parts for part in _cut(whole, size)], "\n\n", size)
-    if len(groups) > 1 and len(groups[-1]) < size // 4:
-        scrap = groups.pop()
-        groups[-1] += "\n\n" + scrap
-    return groups
+    return _grouped([part for whole in parts for part in _cut(whole, size)], "\n\n", size)
 
 
 def found(identifier: str, text: str, *, group: str, technical: bool = False) -> Found:
