@@ -28,8 +28,8 @@ MODULES: tuple[str, ...] = (
 RECIPES: dict[str, tuple[str, ...]] = {
     "small": ("chitchat", "asterisk", "hibari", "flite", "spoken-questions", "emoji", "lines"),
     "full": (
-        "chitchat", "sotu", "kjv", "moby-dick", "novels", "gcide", "wordnet", "packages", "fortunes", "foldoc", "jargon",
-        "asterisk", "hibari-5h", "flite-4h", "spoken-questions", "emoji", "emoji-noto", "emoji-twemoji",
+        "chitchat", "sotu", "kjv", "moby-dick", "novels", "gcide", "wordnet", "packages", "fortunes", "foldoc",
+        "jargon", "asterisk", "hibari-5h", "flite-4h", "spoken-questions", "emoji", "emoji-noto", "emoji-twemoji",
         "emoji-openmoji", "emoji-fluent-flat", "emoji-fluent", "game-icons", "openclipart", "lines-20k",
     ),
 }  # fmt: skip
