@@ -7,10 +7,32 @@ import importlib
 from muomni.data.sources.adapter import Adapter
 from muomni.errors import UserError
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "asterisk",
+    "books",
+    "chitchat",
+    "descriptions",
+    "dictionaries",
+    "emoji",
+    "fortunes",
+    "glosses",
+    "iconify",
+    "lines",
+    "openclipart",
+    "sisu",
+    "spoken",
+    "synthesis",
+)
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
 
-RECIPES: dict[str, tuple[str, ...]] = {"small": (), "full": ()}
+RECIPES: dict[str, tuple[str, ...]] = {
+    "small": ("chitchat", "asterisk", "hibari", "flite", "spoken-questions", "emoji", "lines"),
+    "full": (
+        "chitchat", "sotu", "kjv", "moby-dick", "novels", "gcide", "wordnet", "packages", "fortunes", "foldoc", "jargon",
+        "asterisk", "hibari-5h", "flite-4h", "spoken-questions", "emoji", "emoji-noto", "emoji-twemoji",
+        "emoji-openmoji", "emoji-fluent-flat", "emoji-fluent", "game-icons", "openclipart", "lines-20k",
+    ),
+}  # fmt: skip
 """Sets that are prepared and opened by one name."""
 
 

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-
-from muomni.data.sources import asterisk, chitchat, emoji, questions
+from muomni.data.items import SAMPLE_RATE
+from muomni.data.sources import asterisk, chitchat, emoji, questions, synthesis
 from muomni.data.sources.fetch import Package
-from muomni.data.sources.ogg import with_serial
+from muomni.data.sources.sound import encode_opus
 
 PACKAGES: tuple[Package, ...] = (
     asterisk.SOUNDS,
@@ -24,9 +22,9 @@ PACKAGES: tuple[Package, ...] = (
     emoji.FONT,
     emoji.WORDS,
     chitchat.CONVERSATIONS,
-    questions.HIBARI,
-    questions.FLITE,
-    questions.FLITE_VOICES,
+    synthesis.HIBARI,
+    synthesis.FLITE,
+    synthesis.FLITE_VOICES,
 )
 MIT = (
     "Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated",
@@ -43,23 +41,6 @@ MIT = (
     "CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS",
     "IN THE SOFTWARE.",
 )
-COMPRESSION_LEVEL = 0.955
-"""libsndfile's Opus setting (0 best, 1 smallest): about 25 kbit/s at 16 kHz mono."""
-
-
-def encode_opus(waveform: np.ndarray) -> bytes:
-    """A 16 kHz mono waveform as Ogg Opus; equal samples give equal bytes."""
-    buffer = io.BytesIO()
-    peak = float(np.abs(waveform).max())
-    soundfile.write(
-        buffer,
-        waveform if peak <= 1.0 else waveform / peak,
-        asterisk.SAMPLE_RATE,
-        format="OGG",
-        subtype="OPUS",
-        compression_level=COMPRESSION_LEVEL,
-    )
-    return with_serial(buffer.getvalue(), 1)
 
 
 def write_tar(path: Path, records: list[dict[str, Any]], files: Iterable[tuple[str, bytes]]) -> None:
@@ -128,9 +109,7 @@ def build(
     for name, items in spoken:
         files = [(_file_name(record["id"], ".ogg"), encode_opus(waveform)) for record, waveform in items]
         write_tar(out / f"{name}.tar", [record for record, _ in items], files)
-        progress(
-            f"{name}: {len(items)} clips, {sum(len(w) for _, w in items) / asterisk.SAMPLE_RATE / 60:.1f} min"
-        )
+        progress(f"{name}: {len(items)} clips, {sum(len(w) for _, w in items) / SAMPLE_RATE / 60:.1f} min")
     pictures = emoji.items(cache)
     write_tar(
         out / "pictures.tar",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from muomni.data.media import MediaError
+from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.fetch import Package, fetch
+from muomni.data.splits import split_of
 
 FONT = Package(
     registry="debian",
     name="fonts-noto-color-emoji",
     version="2.042-0+deb12u1",
+    n_bytes=9_893_872,
     sha256="a5ab0f69c7938423862320d9aca5dd187b3fd879d6a9a57dd52e17c3fa8d2751",
     licence="OFL-1.1",
     attribution="Noto Color Emoji, Copyright 2022 Google Inc.; Noto is a trademark of Google Inc.",
@@ -26,6 +31,7 @@ WORDS = Package(
     registry="npm",
     name="emojibase-data",
     version="17.0.0",
+    n_bytes=6_711_091,
     sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
     licence="MIT",
     attribution="emojibase-data, Copyright (c) 2017-2019 Miles Johnson",
@@ -50,11 +56,6 @@ _VARIANT = frozenset(("1F9D1", "1F468", "1F469", "200D", "FE0F", "2640", "2642",
 def concept_of(hexcode: str) -> str:
     """What is drawn: equal for man, woman and person walking, whichever way they face."""
     return "-".join(code for code in hexcode.split("-") if code not in _VARIANT) or "person"
-
-
-def split_of(concept: str) -> str:
-    """Split by hash of the concept's first label: 10 % test, 10 % validation."""
-    return {0: "test", 1: "validation"}.get(zlib.crc32(concept.encode()) % 10, "train")
 
 
 def render(emoji: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
@@ -84,32 +85,73 @@ def _plainness(record: dict[str, Any]) -> tuple[int, int]:
     return sum(word in ("man", "woman", "boy", "girl") for word in words), len(record["label"])
 
 
-def items(cache: Path) -> list[tuple[dict[str, Any], bytes]]:
-    """Records and WebP bytes of every emoji that has a group and that the font draws.
+def entries(cache: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(emoji, concept, words) of every emoji with a group, skin tones and components left out.
 
-    Skin tones are not separate concepts. Of several emoji drawn alike (the flags of Norway and of Bouvet
-    Island) only the one with the plainest label is kept: the others would be errors of whoever names it.
+    concept: the first label of those drawn alike but for who is drawn and which way it faces. words: the fields of an
+    item: label, tags, group.
     """
-    font_path = next(fetch(FONT, cache).rglob("NotoColorEmoji.ttf"))
     words = json.loads(next(fetch(WORDS, cache).rglob("en/data.json")).read_text(encoding="utf-8"))
-    font = ImageFont.truetype(str(font_path), RENDER_SIZE)
     first_label: dict[str, str] = {}
-    drawn: dict[bytes, list[dict[str, Any]]] = {}
     for entry in words:
         group = entry.get("group")
         if group is None or GROUPS[group] == "component":
             continue
         label = entry["label"].lower()
-        picture = render(entry["emoji"], font)
-        if picture is None:
-            continue
         concept = first_label.setdefault(concept_of(entry["hexcode"]), label)
-        record = {
-            "id": f"emoji/{entry['hexcode']}",
+        said = {
             "label": label,
             "tags": [tag.lower() for tag in entry.get("tags", [])],
             "group": GROUPS[group],
-            "split": split_of(concept),
         }
-        drawn.setdefault(encode(picture), []).append(record)
+        yield entry["emoji"], concept, {"id": f"emoji/{entry['hexcode']}", **said}
+
+
+def items(cache: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """Records and WebP bytes of every emoji that has a group and that the font draws.
+
+    Of several emoji drawn alike (the flags of Norway and of Bouvet Island) only the one with the plainest label is
+    kept: the others would be errors of whoever names it.
+    """
+    font = ImageFont.truetype(str(_font(cache)), RENDER_SIZE)
+    drawn: dict[bytes, list[dict[str, Any]]] = {}
+    for emoji, concept, words in entries(cache):
+        picture = render(emoji, font)
+        if picture is not None:
+            record = {**words, "split": split_of("pictures", concept)}
+            drawn.setdefault(encode(picture), []).append(record)
     return [(min(alike, key=_plainness), payload) for payload, alike in drawn.items()]
+
+
+def _font(cache: Path) -> Path:
+    return next(fetch(FONT, cache).rglob("NotoColorEmoji.ttf"))
+
+
+def drawn(emoji: str, font: Path) -> bytes:
+    """An emoji as WebP. Raises MediaError when the font does not draw it."""
+    picture = render(emoji, ImageFont.truetype(str(font), RENDER_SIZE))
+    if picture is None:
+        raise MediaError(f"{emoji}: the font does not draw it.")
+    return encode(picture)
+
+
+def _find(cache: Path) -> Iterator[Found]:
+    path = _font(cache)
+    font = ImageFont.truetype(str(path), RENDER_SIZE)
+    for emoji, concept, words in entries(cache):
+        # Newer than the font: no bad item, it was never there.
+        if render(emoji, font) is None:
+            continue
+        yield Found(
+            kind="pictures", id=words["id"], group=concept, suffix=".webp",
+            payload=functools.partial(drawn, emoji, path),
+            fields={"label": words["label"], "tags": words["tags"], "group": words["group"], "style": "noto font"},
+        )  # fmt: skip
+
+
+ADAPTERS: tuple[Adapter, ...] = (
+    Adapter(
+        name="emoji", title="emoji with label, tags and group", stages=("vision", "omni"), licence=FONT.licence,
+        packages=(FONT, WORDS), find=_find,
+    ),
+)  # fmt: skip

