@@ -27,7 +27,8 @@ def found(name: str, cache: Path) -> list[Found]:
     """A set's items, each of which is one by its kind."""
     items = list(adapters()[name].find(cache))
     for one in items:
-        read_item(one.kind, {**one.fields, "id": one.id, "split": "train"})
+        length = {"n_samples": 1} if one.kind in ("speech", "questions") else {}
+        read_item(one.kind, {**one.fields, "id": one.id, "split": "train", **length})
     assert len({one.id for one in items}) == len(items)
     assert all(one.id.startswith(f"{name}/") for one in items)
     return items

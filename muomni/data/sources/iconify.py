@@ -77,8 +77,9 @@ def _find_emoji(cache: Path, *, package: Package, characters: Package, style: st
         name = next((names[key] for key in keys if names.get(key) in icons["icons"]), None)
         if name is not None:
             yield Found(
-                kind="pictures", id=f"{style}/{words['id'].removeprefix('emoji/')}", group=concept, suffix=".webp",
-                payload=functools.partial(rasterise, _svg(icons, name), name=f"{style}/{name}"),
+                kind="pictures", id=f"emoji-{style}/{words['id'].removeprefix('emoji/')}", group=concept,
+                suffix=".webp",
+                payload=functools.partial(rasterise, _svg(icons, name), name=f"emoji-{style}/{name}"),
                 fields={"label": words["label"], "tags": words["tags"], "group": words["group"], "style": style},
             )  # fmt: skip
 
