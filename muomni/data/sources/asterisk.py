@@ -15,7 +15,7 @@ from num2words import num2words
 from muomni.data.media import MediaError
 from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.fetch import Package, build_tool, fetch
-from muomni.data.sources.sound import encode_opus, trim
+from muomni.data.sources.sound import encode_flac, trim
 from muomni.data.splits import split_of
 
 VOICE = "Asterisk core sounds, Copyright 2003-2010 Allison Smith (theivrvoice.com), financed by Digium, Inc."
@@ -94,12 +94,12 @@ def items(cache: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     return found
 
 
-def opus_of(path: Path) -> bytes:
-    """A prompt as Ogg Opus, silence trimmed. Raises MediaError for one without sound."""
+def flac_of(path: Path) -> bytes:
+    """A prompt as FLAC, silence trimmed. Raises MediaError for one without sound."""
     waveform = decode_g722(path)
     if not np.abs(waveform).max() > 0:
         raise MediaError(f"{path.name}: is silent; expected speech.")
-    return encode_opus(trim(waveform))
+    return encode_flac(trim(waveform))
 
 
 def letters(transcript: str, language: str) -> str:
@@ -119,7 +119,7 @@ def _find(cache: Path, *, sounds: Package, texts: Package, voice: str, language:
         if not text or "sound plays" in transcript or _AMBIGUOUS.search(transcript):
             continue
         yield Found(
-            kind="speech", id=f"{name}/{key}", group=text, payload=functools.partial(opus_of, path), suffix=".ogg",
+            kind="speech", id=f"{name}/{key}", group=text, payload=functools.partial(flac_of, path), suffix=".flac",
             fields={"text": text, "raw_text": transcript, "speaker": SPEAKERS[language], "synthetic": False,
                     "language": language},
         )  # fmt: skip
@@ -139,7 +139,7 @@ def _adapter(language: str, title: str, voice: str, sounds: Package, texts: Pack
     return Adapter(
         name="asterisk" if language == "en" else f"asterisk-{language}", title=title,
         stages=("audio", "codec", "omni", "talker") if language == "en" else ("codec",), licence=sounds.licence,
-        packages=(sounds, texts),
+        packages=(sounds, texts), version=2,
         find=functools.partial(_find, sounds=sounds, texts=texts, voice=voice, language=language),
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ def _find(cache: Path) -> Iterator[Found]:
         text = spoken_form(asked)
         yield Found(
             kind="questions", id=f"spoken-questions/definition/{text.replace(' ', '-')}/{voice}", group=group,
-            payload=functools.partial(synthesis.opus, asked, voice, folders), suffix=".ogg",
+            payload=functools.partial(synthesis.spoken, asked, voice, folders), suffix=".flac",
             fields={"text": text, "kind": "definition", "voice": voice, "synthetic": True, "answer": answer},
         )  # fmt: skip
     for kind, wordings in WORDINGS.items():
@@ -49,7 +49,7 @@ def _find(cache: Path) -> Iterator[Found]:
                 folders = hibari if voice == "hibari" else flite
                 yield Found(
                     kind="questions", id=f"spoken-questions/{kind}/{wording.replace(' ', '-')}/{voice}", group=wording,
-                    payload=functools.partial(synthesis.opus, f"{wording}?", voice, folders), suffix=".ogg",
+                    payload=functools.partial(synthesis.spoken, f"{wording}?", voice, folders), suffix=".flac",
                     fields={"text": wording, "kind": kind, "voice": voice, "synthetic": True}, split=split,
                 )  # fmt: skip
 
@@ -57,7 +57,7 @@ def _find(cache: Path) -> Iterator[Found]:
 ADAPTERS: tuple[Adapter, ...] = (
     Adapter(
         name="spoken-questions", title="spoken questions about pictures and words, synthetic", stages=("omni",),
-        licence=synthesis.HIBARI.licence, find=_find, version=2,
+        licence=synthesis.HIBARI.licence, find=_find, version=3,
         packages=(synthesis.HIBARI, synthesis.FLITE, synthesis.FLITE_VOICES, glosses.WORDNET),
     ),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from muomni.data.sources import chitchat
 from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.asterisk import spoken_form
 from muomni.data.sources.fetch import Package, build_tool, fetch
-from muomni.data.sources.sound import encode_opus, levelled, trim
+from muomni.data.sources.sound import encode_flac, levelled, trim
 
 HIBARI = Package(
     registry="pypi",
@@ -121,12 +121,12 @@ def flite(cache: Path) -> tuple[Path, Path]:
     return program, next(fetch(FLITE_VOICES, cache).rglob("libflite.so.1")).parent
 
 
-def opus(text: str, voice: str, folders: tuple[Path, ...]) -> bytes:
-    """A text spoken, trimmed, levelled, as Ogg Opus. Raises MediaError when nothing is heard."""
+def spoken(text: str, voice: str, folders: tuple[Path, ...]) -> bytes:
+    """A text spoken, trimmed, levelled, as FLAC. Raises MediaError when nothing is heard."""
     waveform = speak_hibari(text, *folders) if voice == "hibari" else speak_flite(text, voice, *folders)
     if not len(waveform) or not np.abs(waveform).max() > 0:
         raise MediaError(f"{voice}: says nothing for {text!r}; expected speech.")
-    return encode_opus(levelled(trim(waveform)))
+    return encode_flac(levelled(trim(waveform)))
 
 
 def _find(cache: Path, *, voices: tuple[str, ...], hours: float, first: int, name: str) -> Iterator[Found]:
@@ -138,8 +138,8 @@ def _find(cache: Path, *, voices: tuple[str, ...], hours: float, first: int, nam
     for i, sentence in enumerate(sentences(cache)[first:]):
         text, voice = spoken_form(sentence), voices[i % len(voices)]
         yield Found(
-            kind="speech", id=f"{name}/{voice}/{first + i:06d}", group=text, suffix=".ogg",
-            payload=functools.partial(opus, sentence, voice, engines[voice]),
+            kind="speech", id=f"{name}/{voice}/{first + i:06d}", group=text, suffix=".flac",
+            payload=functools.partial(spoken, sentence, voice, engines[voice]),
             fields={"text": text, "raw_text": sentence, "speaker": voice, "synthetic": True},
         )  # fmt: skip
         left -= len(text.split())
@@ -152,7 +152,8 @@ def _adapter(name: str, title: str, voices: tuple[str, ...], hours: float, first
     return Adapter(
         name=name, title=title, stages=("audio", "codec", "talker", "omni"),
         packages=(chitchat.CONVERSATIONS, *packages),
-        licence=packages[0].licence, find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
+        licence=packages[0].licence, version=2,
+        find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
     )  # fmt: skip
 
 
