@@ -182,7 +182,7 @@ def summary(rows: Sequence[Row], about: dict[str, str]) -> str:
         if row["what"] == "index":
             lines += [
                 "",
-                f"An index of {row['items']:,} items opens, and one kind of a split ({row['picked']:,} rows) is picked, "
+                f"An index of {row['items']:,} items opens, and one kind of a split ({row['picked']:,} rows) is found, "
                 f"in {row['seconds']:.2f} s with {row['MiB']:.0f} MiB (goals 1 s, 200 MB).",
             ]
     return "\n".join(lines) + "\n"
