@@ -21,6 +21,7 @@ from muomni.tokens import IGNORE_INDEX
 ROWS = 4_099
 """Rows of the recorded calls: odd, so that nothing is specialised on a count that is a multiple of 16."""
 DTYPE = torch.bfloat16
+TRITON = "triton"
 SHORT = {
     torch.bfloat16: "bf16", torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "b",
 }  # fmt: skip
@@ -60,12 +61,12 @@ def _norm(width: int) -> None:
             empty(ROWS, width, dtype=stream),
             empty(width, dtype=stream),
         )
-        rowwise.rms_norm_forward(residual, w, 1e-6)
-        rowwise.rms_norm_backward(residual, None, residual, w, rstd)
-        rowwise.add_rms_norm_forward(x, residual, w, 1e-6)
-        rowwise.rms_norm_backward(x, residual, residual, w, rstd)
+        rowwise.rms_norm_forward(residual, w, 1e-6, TRITON)
+        rowwise.rms_norm_backward(residual, None, residual, w, rstd, TRITON)
+        rowwise.add_rms_norm_forward(x, residual, w, 1e-6, TRITON)
+        rowwise.rms_norm_backward(x, residual, residual, w, rstd, TRITON)
         # The last norm's residual stream goes nowhere.
-        rowwise.rms_norm_backward(x, None, residual, w, rstd)
+        rowwise.rms_norm_backward(x, None, residual, w, rstd, TRITON)
 
 
 def _attention(m: Attention, *, rotate: bool) -> None:
@@ -75,16 +76,16 @@ def _attention(m: Attention, *, rotate: bool) -> None:
     dq, dk = empty(ROWS, heads, d), empty(ROWS, kv_heads, d)
     for dtype in (DTYPE, torch.float32):
         w = empty(d, dtype=dtype)
-        rowwise.qk_norm_rope_forward(qkv, w, w, angles, angles, heads, kv_heads, 1e-6)
-        rowwise.qk_norm_rope_backward(dq, dk, dk, qkv, w, w, angles, angles, 1e-6)
+        rowwise.qk_norm_rope_forward(qkv, w, w, angles, angles, heads, kv_heads, 1e-6, TRITON)
+        rowwise.qk_norm_rope_backward(dq, dk, dk, qkv, w, w, angles, angles, 1e-6, TRITON)
     if rotate:
         for inverse in (False, True):
-            rowwise.rope_rotate(dq, angles, angles, inverse)
+            rowwise.rope_rotate(dq, angles, angles, inverse, TRITON)
 
 
 def _swiglu(d_ff: int) -> None:
-    rowwise.swiglu_forward(empty(ROWS, 2 * d_ff))
-    rowwise.swiglu_backward(empty(ROWS, d_ff), empty(ROWS, 2 * d_ff))
+    rowwise.swiglu_forward(empty(ROWS, 2 * d_ff), TRITON)
+    rowwise.swiglu_backward(empty(ROWS, d_ff), empty(ROWS, 2 * d_ff), TRITON)
 
 
 def _loss(vocab_size: int, width: int, *, n_heads: int, bias: bool) -> None:

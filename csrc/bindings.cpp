@@ -1,4 +1,4 @@
-// muomni_kernels._C: checks every array and offset, releases the GIL, and runs the front end.
+// muomni_kernels._C: checks every array and offset of the front end, releases the GIL, and runs it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 #include "element.h"
 #include "fused.h"
 #include "log_mel.h"
+#include "row_bindings.h"
 
 namespace py = pybind11;
 using namespace muomni;
@@ -45,12 +46,6 @@ std::unique_ptr<MelTables> make_tables(const Array<float>& window, const Array<f
     require(n_mels >= 1 && n_mels <= MAX_MELS, "n_mels: expected 1 to 4096.");
     require(filters.shape(1) == n_fft / 2 + 1, "filters: expected n_fft / 2 + 1 columns.");
     return std::make_unique<MelTables>(static_cast<int>(n_fft), window.data(), filters.data(), static_cast<int>(n_mels));
-}
-
-const SimdLevel& level_named(const std::string& name) {
-    for (const SimdLevel& level : simd_levels())
-        if (name.empty() || level.name == name) return level;
-    throw std::invalid_argument("simd: this CPU has no level " + name + ".");
 }
 
 MelPlan make_plan(const MelTables& tables, int64_t hop_length, const std::string& padding, const std::string& log,
@@ -233,7 +228,7 @@ std::vector<std::string> level_names() {
 PYBIND11_MODULE(_C, module) {
     // noconvert: an array of another layout would be copied, and what is written to a copy is lost.
     const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-    module.doc() = "muomni's audio front end: log-mel and mel-frame downsampling.";
+    module.doc() = "muomni's audio front end (log-mel and mel-frame downsampling) and row-wise ops.";
     module.def("simd_levels", &level_names, "Instruction sets this CPU has, the fastest first.");
     py::class_<MelTables>(module, "MelTables", "Tables of one log-mel definition.")
         .def(py::init(&make_tables), array("window"), array("filters"));
@@ -269,4 +264,5 @@ PYBIND11_MODULE(_C, module) {
     };
     define_downsample(&run_downsample<float>, &run_downsample_backward<float>);
     define_downsample(&run_downsample<uint16_t>, &run_downsample_backward<uint16_t>);
+    define_rows(module);
 }

@@ -1,6 +1,8 @@
 // Which compiled instruction sets this CPU has.
 #include "simd.h"
 
+#include <stdexcept>
+
 namespace muomni {
 
 #if defined(MUOMNI_X86_LEVELS)
@@ -29,6 +31,12 @@ const std::vector<SimdLevel>& simd_levels() {
         return levels_found;
     }();
     return levels;
+}
+
+const SimdLevel& level_named(const std::string& name) {
+    for (const SimdLevel& level : simd_levels())
+        if (name.empty() || level.name == name) return level;
+    throw std::invalid_argument("simd: this CPU has no level " + name + ".");
 }
 
 }  // namespace muomni

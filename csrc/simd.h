@@ -1,10 +1,11 @@
-// One block of frames -> log-mel, compiled once for each instruction set and chosen at run time.
+// One block of frames -> log-mel, and the row-wise ops, compiled once for each instruction set and chosen at run time.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "rows.h"
 #include "tables.h"
 
 // Clang has no target pragma for a region; there, and on other CPUs, the base level alone is built.
@@ -42,10 +43,14 @@ struct SimdLevel {
     void (*mean_rows)(const float* rows, int64_t count, int64_t width, float* into);
     void (*add)(const float* x, int64_t n, float* into);
     void (*end_streams)();                                       // before another thread reads what was streamed
+    RowLevel rows;
 };
 
 // What this CPU can run, the fastest first: of avx512, avx2 and base on x86-64, of neon on AArch64, elsewhere base. The
 // last is what every CPU of the architecture runs.
 const std::vector<SimdLevel>& simd_levels();
+
+// One of them; "" is the fastest. Throws std::invalid_argument for a name this CPU has not.
+const SimdLevel& level_named(const std::string& name);
 
 }  // namespace muomni

@@ -88,9 +88,15 @@ def _amount(counts: dict[str, Any] | None) -> str:
 
 def _chosen(names: Sequence[str], accept: Sequence[str]) -> list[Adapter]:
     """The adapters that names, recipes and NAME=PATH stand for. Raises UserError for unknown and unaccepted ones."""
-    from muomni.data.sources import RECIPES, adapter
+    from muomni.data.sources import RECIPES, adapter, adapters
+    from muomni.data.sources.own import own
 
-    found = [adapter(one) for name in names for one in RECIPES.get(name, (name,))]
+    found: list[Adapter] = []
+    for name in names:
+        given, mark, path = name.partition("=")
+        if mark and given in (*RECIPES, *adapters()):
+            raise UserError(f"data: {given} is a set of muomni; give your own another name.")
+        found += [own(given, Path(path))] if mark else [adapter(one) for one in RECIPES.get(name, (name,))]
     for one in found:
         if one.opt_in and one.name not in accept:
             raise UserError(
@@ -108,10 +114,10 @@ def prepare(
     accept: tuple[str, ...] = (),
     bad_share: float = 0.01,
 ) -> None:
-    """Download, check and pack sets: by name, or small or full for a recipe's. What is there is left as it is.
+    """Download, check and pack sets: by name, small or full for a recipe's, or your own. What is there stays.
 
     Args:
-        names: Sets, or small, or full.
+        names: Sets, or small, or full, or NAME=PATH for a folder or manifest of yours (docs/your-data.md).
         workers: Processes; 0: as many as there are processors.
         accept: Names of sets whose terms you accept, for those that ask.
         bad_share: Share of a set's items that may be unusable.

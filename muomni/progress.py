@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 Update = Callable[[int, int, str], None]
-"""Called as update(done, total, note)."""
+"""Called as update(done, total, note); total 0 when it is not known."""
 Row = Mapping[str, Any]
 """The last row of metrics.jsonl: loss/<term>, lr, tokens_per_second, mfu, fill_rate, memory_mib; any may be missing."""
 TrainingUpdate = Callable[[int, int, Row], None]
@@ -103,7 +103,7 @@ def _shown(label: str, console: Console) -> Iterator[Callable[[int, int, list[st
     with Live(Group(progress, below), console=console, refresh_per_second=5):
 
         def update(done: int, total: int, lines: list[str]) -> None:
-            progress.update(task, completed=done, total=total)
+            progress.update(task, completed=done, total=total or None)
             below.plain = "\n".join(f"{'':<11}{line}" for line in lines if line)
 
         yield update
@@ -118,13 +118,18 @@ def _plain(label: str, console: Console) -> Callable[[int, int, list[str]], None
         now = time.monotonic()
         # A resumed stage begins in the middle: the time left is judged by the steps taken here.
         first = max(done - 1, 0) if first is None else first
-        if done < total and now - last < PLAIN_SECONDS:
+        if (done < total or not total) and now - last < PLAIN_SECONDS:
             return
         last = now
         left = (now - started) / max(done - first, 1) * (total - done)
         about = "  ".join(line for line in lines if line)
+        of = (
+            f"{done}/{total}  {clock(now - started)}, {clock(left)} left"
+            if total
+            else f"{done}  {clock(now - started)}"
+        )
         console.print(
-            f"{label:<10} {done}/{total}  {clock(now - started)}, {clock(left)} left  {about}",
+            f"{label:<10} {of}  {about}".rstrip(),
             highlight=False,
             markup=False,
         )

@@ -19,7 +19,7 @@ sources=(tests/fuzz_mel.cpp)
 [ -n "${OBJECTS:-}" ] || sources+=(csrc/*.cpp)
 printf '%s\n' "${sources[@]}" | grep -v bindings |
     xargs -P "$cores" -I{} sh -c '"$@" -c {} -o "$0/$(basename {} .cpp).o"' "$work" "$compiler" "${flags[@]}"
-if [ -n "${OBJECTS:-}" ]; then cp "$OBJECTS"/*.o "$work" && rm -f "$work/bindings.o"; fi
+if [ -n "${OBJECTS:-}" ]; then cp "$OBJECTS"/*.o "$work" && rm -f "$work"/*bindings.o; fi
 "$compiler" "${flags[@]}" "$work"/*.o -o "$work/fuzz_mel"
 
 # A small quarantine: the cases' buffers are small too, and fresh pages cost more than the cases.

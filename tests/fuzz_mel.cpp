@@ -1,4 +1,4 @@
-// Fuzzes csrc/ without Python: random log-mel, fused and downsampling calls, their results checked against a DFT in
+// Fuzzes csrc/ without Python: random log-mel, fused, downsampling and row-wise calls, their results checked against a DFT in
 // double precision and against each other. tests/fuzz.sh builds it with sanitizers.
 // fuzz_mel [cases = 200000] [seed = 0] [first case = 0]: a case depends on the seed and its number alone.
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include "fused.h"
 #include "fuzz_case.h"
 #include "fuzz_downsample.h"
+#include "fuzz_rows.h"
 #include "log_mel.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -281,6 +282,7 @@ int main(int argc, char** argv) {
         else
             fuzz::run_case<float>(random);
         fuzz::check_downsample(random);
+        fuzz::check_rows(random);
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::string levels;

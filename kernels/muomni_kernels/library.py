@@ -1,4 +1,4 @@
-"""Triton ops as torch.library operators (namespace muomni): one node for torch.compile, no cost for eager code."""
+"""Kernels as torch.library operators (namespace muomni): one node for torch.compile, no cost for eager code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _LIBRARY = torch.library.Library("muomni", "DEF")
 
 
-def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def operator(
+    schema: str, *, fake: Callable[..., Any], opaque: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define torch.ops.muomni.<name of the schema> with the decorated implementation.
 
     schema: as torch.library takes it; functional, outputs never alias inputs or each other.
     fake:   gives empty results of the right shape, dtype and device from the operator's arguments.
+    opaque: no PyTorch operator does the work inside, so that a TorchDispatchMode must be shown this one.
     The decorated function runs the implementation directly, because a trip through the dispatcher costs 6 to
     11 us; while torch.compile traces, it calls the operator, which stays one node.
     """
@@ -30,7 +34,9 @@ def operator(schema: str, *, fake: Callable[..., Any]) -> Callable[[Callable[...
 
         @functools.wraps(implementation)
         def call(*arguments: Any) -> Any:
-            return node(*arguments) if torch.compiler.is_compiling() else implementation(*arguments)
+            if torch.compiler.is_compiling() or (opaque and is_in_torch_dispatch_mode()):
+                return node(*arguments)
+            return implementation(*arguments)
 
         return call
 

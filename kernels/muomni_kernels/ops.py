@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-from muomni_kernels import checks, reference, registry, rowwise, triton_support
+from muomni_kernels import checks, cpp, cpp_rows, reference, registry, rowwise, triton_support
 
 
 def _check_eps(eps: float) -> None:
@@ -152,10 +155,20 @@ def _triton_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> str |
     return triton_support.reason_against(x, weight)
 
 
+def _cpp_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> str | None:
+    return cpp_rows.reason_against(x, weight)
+
+
 def _triton_add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> str | None:
     return triton_support.reason_against(residual) or triton_support.reason_against(x, weight)
+
+
+def _cpp_add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> str | None:
+    return cpp_rows.reason_against(x, residual, weight)
 
 
 def _reason_against_angles(cos: torch.Tensor | None, sin: torch.Tensor | None) -> str | None:
@@ -166,6 +179,10 @@ def _reason_against_angles(cos: torch.Tensor | None, sin: torch.Tensor | None) -
 
 def _triton_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> str | None:
     return _reason_against_angles(cos, sin) or triton_support.reason_against(x, cos, sin)
+
+
+def _cpp_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> str | None:
+    return _reason_against_angles(cos, sin) or cpp_rows.reason_against(x)
 
 
 def _triton_qk_norm_rope(
@@ -181,12 +198,35 @@ def _triton_qk_norm_rope(
     return _reason_against_angles(cos, sin) or triton_support.reason_against(qkv, q_weight, k_weight)
 
 
-for _op, _run, _supports, _plain in (
-    ("rms_norm", rowwise.RMSNorm.apply, _triton_rms_norm, reference.rms_norm),
-    ("add_rms_norm", rowwise.AddRMSNorm.apply, _triton_add_rms_norm, reference.add_rms_norm),
-    ("rope", rowwise.Rope.apply, _triton_rope, reference.rope),
-    ("qk_norm_rope", rowwise.QKNormRope.apply, _triton_qk_norm_rope, reference.qk_norm_rope),
-    ("swiglu", rowwise.SwiGLU.apply, triton_support.reason_against, reference.swiglu),
+def _cpp_qk_norm_rope(
+    qkv: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    n_heads: int,
+    n_kv_heads: int,
+    eps: float,
+) -> str | None:
+    return _reason_against_angles(cos, sin) or cpp_rows.reason_against(qkv, q_weight, k_weight)
+
+
+def _runner(function: type[torch.autograd.Function], backend: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        return function.apply(*arguments, backend)
+
+    return run
+
+
+for _op, _function, _triton, _cpp, _plain in (
+    ("rms_norm", rowwise.RMSNorm, _triton_rms_norm, _cpp_rms_norm, reference.rms_norm),
+    ("add_rms_norm", rowwise.AddRMSNorm, _triton_add_rms_norm, _cpp_add_rms_norm, reference.add_rms_norm),
+    ("rope", rowwise.Rope, _triton_rope, _cpp_rope, reference.rope),
+    ("qk_norm_rope", rowwise.QKNormRope, _triton_qk_norm_rope, _cpp_qk_norm_rope, reference.qk_norm_rope),
+    ("swiglu", rowwise.SwiGLU, triton_support.reason_against, cpp_rows.reason_against, reference.swiglu),
 ):
-    registry.register(_op, "triton", _run, supports=_supports, available=triton_support.available)
+    registry.register(
+        _op, "triton", _runner(_function, "triton"), supports=_triton, available=triton_support.available
+    )
+    registry.register(_op, "cpp", _runner(_function, "cpp"), supports=_cpp, available=cpp.available)
     registry.register(_op, "reference", _plain)

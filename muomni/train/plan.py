@@ -42,8 +42,8 @@ PROBE = 1
 """Units of the first measured micro-batch."""
 LARGEST_PROBE = 16
 """Units of the largest one."""
-EVEN = 1.05
-"""Growth of the bytes a unit takes, from one pair of probes to the next, below which they are taken for even."""
+EVEN = 0.05
+"""Share by which the bytes of a unit may differ from one pair of probes to the next and be taken for even."""
 ENOUGH = 16_384
 """Positions of a micro-batch beyond which a larger one is no faster."""
 LARGEST = 1 << 20
@@ -104,14 +104,15 @@ def parse_memory(text: str) -> int:
 def plan(run: RunConfig) -> Plan:
     """Measure a stage's step at PROBE units and twice as many, on and on until it grows evenly; some seconds.
 
-    Few positions cost less than the optimizer's own temporaries: then the peak does not grow with them at first.
+    Few positions cost less than the optimizer's own temporaries: then the peak does not grow with them at first. It may
+    grow faster at first, too.
     """
     unit = unit_of(run)
     model = stage_model(run)
     static = _static(run, model)
     units, slopes = PROBE, [0.0]
     peaks = [dynamic_peak(run, model, units * unit)]
-    while len(peaks) < 3 or (slopes[-1] > EVEN * slopes[-2] and units < LARGEST_PROBE):
+    while len(peaks) < 3 or (abs(slopes[-1] - slopes[-2]) > EVEN * slopes[-1] and units < LARGEST_PROBE):
         units *= 2
         peaks.append(dynamic_peak(run, model, units * unit))
         slopes.append((peaks[-1] - peaks[-2]) / (units / 2))

@@ -12,9 +12,11 @@ import soundfile
 
 from muomni.data import embedded
 from muomni.data.media import read_audio
-from muomni.data.sources import asterisk, chitchat, embed, emoji, fetch
+from muomni.data.sources import chitchat, embed, emoji, fetch
 from muomni.data.sources.fetch import Package, SourceError
 from muomni.data.sources.ogg import page_checksum, with_serial
+from muomni.data.sources.sound import encode_opus, trim
+from muomni.data.splits import split_of
 
 
 def wheel(content: str) -> bytes:
@@ -73,7 +75,7 @@ def test_a_missing_or_failing_client_is_one_line(
 
 
 def test_a_missing_tool_names_the_extra() -> None:
-    with pytest.raises(SourceError, match=r"muomni\[embed\]"):
+    with pytest.raises(SourceError, match=r"muomni\[data\]"):
         fetch.build_tool("no_such_tool_of_ours")
 
 
@@ -84,8 +86,8 @@ def test_the_manifest_names_exactly_the_pinned_packages() -> None:
 
 def test_splits_follow_the_builders_rules() -> None:
     for split in ("train", "validation", "test"):
-        assert all(asterisk.split_of(item.text) == split for item in embedded.SET.speech(split))
-        assert all(chitchat.split_of(item.id) == split for item in embedded.SET.conversations(split))
+        assert all(split_of("speech", item.text) == split for item in embedded.SET.speech(split))
+        assert all(split_of("conversations", item.id) == split for item in embedded.SET.conversations(split))
 
 
 def test_concepts_ignore_who_is_drawn_and_where_it_faces() -> None:
@@ -105,13 +107,13 @@ def test_utterances_become_one_plain_line(utterance: str, expected: str) -> None
 def test_trimming_keeps_80_ms_around_the_sound() -> None:
     waveform = np.zeros(32_000, np.float32)
     waveform[10_000:12_000] = 0.5
-    assert len(asterisk.trim(waveform)) == pytest.approx(2_000 + 2 * 1_280, abs=1)
+    assert len(trim(waveform)) == pytest.approx(2_000 + 2 * 1_280, abs=1)
 
 
 def test_encoding_twice_gives_equal_bytes_that_decode_to_the_sound() -> None:
     tone = (0.4 * np.sin(np.arange(16_000) * 0.2)).astype(np.float32)
-    payload = embed.encode_opus(tone)
-    assert payload == embed.encode_opus(tone)
+    payload = encode_opus(tone)
+    assert payload == encode_opus(tone)
     decoded = read_audio(payload)
     assert len(decoded) == len(tone)
     assert np.corrcoef(decoded, tone)[0, 1] > 0.95

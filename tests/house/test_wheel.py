@@ -47,7 +47,7 @@ def test_metadata_names_the_command_and_what_is_needed(distributions: Distributi
         re.split(r"[<>=; ]", line)[0] for line in about.get_all("Requires-Dist", []) if "extra ==" not in line
     }
     assert needed == {
-        "numpy", "pillow", "rich", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "tyro",
+        "num2words", "numpy", "pillow", "rich", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "tyro",
     }  # fmt: skip
 
 

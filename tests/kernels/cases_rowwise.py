@@ -1,9 +1,10 @@
-"""The row-wise Triton kernels in the interpreter or on a GPU, against the references in fp64.
+"""The row-wise kernels, Triton's in the interpreter or on a GPU and C++'s, against the references in fp64.
 
 Not collected by name: test_triton.py runs the cases_*.py in a process of their own with TRITON_INTERPRET=1, which
-must be set before triton is imported; on a GPU they run without.
+must be set before triton is imported; on a GPU they run without. test_row_cpp.py runs these with MUOMNI_CASES=cpp.
 """
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -24,7 +25,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.library import opcheck
 
 SHAPES = [(5, 123), (1, 128), (33, 192), (7, 256), (3, 5, 512), (0, 64), (4, 1)]
-DTYPES = [torch.float32, torch.float16]
+BACKEND = os.environ.get("MUOMNI_CASES", "triton")
+# The interpreter's bf16 is wrong, and C++ has no fp16.
+HALF = torch.bfloat16 if BACKEND == "cpp" else torch.float16
+DTYPES = [torch.float32, HALF]
 Randn = Callable[..., torch.Tensor]
 Compare = Callable[..., None]
 
@@ -35,9 +39,7 @@ def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype, randn: Randn, comp
     compare(rms_norm, [randn(*shape, seed=0, dtype=dtype), randn(shape[-1], seed=1, dtype=dtype)], 2)
 
 
-@pytest.mark.parametrize(
-    "dtypes", [(torch.float32,) * 2, (torch.float16,) * 2, (torch.float16, torch.float32)]
-)
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (HALF,) * 2, (HALF, torch.float32)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_add_rms_norm(
     shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], randn: Randn, compare: Compare
@@ -130,7 +132,7 @@ def test_compiled_without_a_break_equals_eager_and_each_operator_is_one_node(ran
         randn(*s, seed=i, dtype=torch.float32).requires_grad_() for i, s in enumerate([(6, 64), (64,), (16,)])
     ]
     angles = randn(6, 8, seed=5, dtype=torch.float32)
-    with use_backend(None, "triton"):
+    with use_backend(None, BACKEND):
         expected = torch.autograd.grad(block(*leaves, angles.cos(), angles.sin()).square().sum(), leaves)
         for backend in ("aot_eager", aot_autograd(fw_compiler=record, bw_compiler=record)):
             compiled = torch.compile(block, fullgraph=True, backend=backend)
@@ -150,7 +152,7 @@ def test_one_tensor_given_twice_gets_both_gradients_also_when_compiled(randn: Ra
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     grads = []
-    for backend, function in (("reference", twice), ("triton", twice), ("triton", compiled)):
+    for backend, function in (("reference", twice), (BACKEND, twice), (BACKEND, compiled)):
         with use_backend(None, backend):
             grads.append(torch.autograd.grad(function(x, w, head), (x, w, head)))
     for found in grads[1:]:
@@ -159,11 +161,11 @@ def test_one_tensor_given_twice_gets_both_gradients_also_when_compiled(randn: Ra
 
 
 OPERATORS: dict[str, Callable[[Randn], tuple[object, ...]]] = {
-    "rms_norm_forward": lambda r: (r(5, 12), r(12), 1e-6),
-    "add_rms_norm_forward": lambda r: (r(5, 12), r(5, 12), r(12), 1e-6),
-    "rms_norm_backward": lambda r: (r(5, 12), r(5, 12), r(5, 12), r(12), r(5).abs() + 0.5),
-    "rope_rotate": lambda r: (r(5, 2, 12), r(5, 4), r(5, 4), True),
-    "qk_norm_rope_forward": lambda r: (r(5, 48), r(12), r(12), r(5, 6), r(5, 6), 2, 1, 1e-6),
+    "rms_norm_forward": lambda r: (r(5, 12), r(12), 1e-6, BACKEND),
+    "add_rms_norm_forward": lambda r: (r(5, 12), r(5, 12), r(12), 1e-6, BACKEND),
+    "rms_norm_backward": lambda r: (r(5, 12), r(5, 12), r(5, 12), r(12), r(5).abs() + 0.5, BACKEND),
+    "rope_rotate": lambda r: (r(5, 2, 12), r(5, 4), r(5, 4), True, BACKEND),
+    "qk_norm_rope_forward": lambda r: (r(5, 48), r(12), r(12), r(5, 6), r(5, 6), 2, 1, 1e-6, BACKEND),
     "qk_norm_rope_backward": lambda r: (
         r(5, 2, 12),
         r(5, 1, 12),
@@ -174,9 +176,10 @@ OPERATORS: dict[str, Callable[[Randn], tuple[object, ...]]] = {
         r(5, 6),
         r(5, 6),
         1e-6,
+        BACKEND,
     ),
-    "swiglu_forward": lambda r: (r(5, 12),),
-    "swiglu_backward": lambda r: (r(5, 6), r(5, 12)),
+    "swiglu_forward": lambda r: (r(5, 12), BACKEND),
+    "swiglu_backward": lambda r: (r(5, 6), r(5, 12), BACKEND),
 }
 
 
@@ -200,8 +203,8 @@ def test_the_optional_tensors_of_an_operator_may_be_missing(randn: Randn) -> Non
     x, w = randn(5, 48, seed=0, dtype=torch.float32), randn(12, seed=1, dtype=torch.float32)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     calls = {
-        "rms_norm_backward": (x, None, x, x[0].clone(), x[:, 0].abs()),
-        "qk_norm_rope_forward": (x, w, w.clone(), None, None, 2, 1, 1e-6),
+        "rms_norm_backward": (x, None, x, x[0].clone(), x[:, 0].abs(), BACKEND),
+        "qk_norm_rope_forward": (x, w, w.clone(), None, None, 2, 1, 1e-6, BACKEND),
     }
     for name, arguments in calls.items():
         opcheck(getattr(torch.ops.muomni, name).default, arguments, test_utils=checks)
@@ -218,12 +221,13 @@ def test_a_second_derivative_raises(name: str, randn: Randn) -> None:
         "qk_norm_rope": lambda: qk_norm_rope(x.reshape(4, 24), ones, ones, n_heads=1, n_kv_heads=1)[0],
         "swiglu": lambda: swiglu(x),
     }
-    with use_backend(name, "triton"):
+    with use_backend(name, BACKEND):
         (dx,) = torch.autograd.grad(calls[name]().square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
 
 
+@pytest.mark.skipif(BACKEND != "triton", reason="C++ has no fp16")
 def test_large_values_do_not_overflow_fp16(randn: Randn) -> None:
     x = randn(3, 128, seed=0, dtype=torch.float16) * 7.5e3
     ones = torch.ones(128, dtype=torch.float16, device=x.device)
@@ -239,7 +243,7 @@ def test_the_same_call_twice_gives_the_same_bits(randn: Randn) -> None:
         for i, s in enumerate([(96, 64), (64,), (16,)])
     ]
     angles = randn(96, 8, seed=5, dtype=torch.float32)
-    with use_backend(None, "triton"):
+    with use_backend(None, BACKEND):
         a, b = (
             torch.autograd.grad(block(*leaves, angles.cos(), angles.sin()).square().sum(), leaves)
             for _ in range(2)
@@ -247,7 +251,8 @@ def test_the_same_call_twice_gives_the_same_bits(randn: Randn) -> None:
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
-def test_triton_comes_first(randn: Randn) -> None:
+def test_the_kernel_comes_before_the_reference(randn: Randn) -> None:
     x = randn(2, 64, seed=0, dtype=torch.float32)
-    assert registry.select("rms_norm", x, x[0], 1e-6) is registry.backends("rms_norm")[0].run
-    assert registry.backends("rms_norm")[0].name == "triton"
+    run = {row.name: row.run for row in registry.backends("rms_norm")}
+    assert list(run) == ["triton", "cpp", "reference"]
+    assert registry.select("rms_norm", x, x[0], 1e-6) is run[BACKEND]

@@ -1,5 +1,6 @@
 """What the kernel tests share: seeded tensors on the device at hand, and the parity rule."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,8 @@ from muomni_kernels import use_backend
 
 # On a GPU the cases run there; in the interpreter CUDA is hidden.
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The backend that the cases compare with the reference; test_row_cpp.py runs those of the row-wise ops with "cpp".
+BACKEND = os.environ.get("MUOMNI_CASES", "triton")
 
 
 def _randn(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -32,7 +35,7 @@ def _compare(
     stride_zero: bool = False,
 ) -> None:
     results = []
-    for dtype, backend in ((torch.float64, "reference"), (None, "reference"), (None, "triton")):
+    for dtype, backend in ((torch.float64, "reference"), (None, "reference"), (None, BACKEND)):
         leaves = [t.detach().to(dtype or t.dtype).requires_grad_(i < n_grads) for i, t in enumerate(inputs)]
         with use_backend(None, backend):
             out = op(*leaves)
@@ -71,6 +74,6 @@ def close() -> Callable[..., None]:
 @pytest.fixture
 def compare() -> Callable[..., None]:
     """compare(op, inputs, n_grads, stride_zero=False): outputs and the gradients of the first n_grads inputs,
-    Triton against fp64, measured by plain PyTorch's own error. stride_zero: gradients of a sum, which are
-    expanded scalars."""
+    the backend under test against fp64, measured by plain PyTorch's own error. stride_zero: gradients of a sum,
+    which are expanded scalars."""
     return _compare

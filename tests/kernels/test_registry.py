@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from muomni_kernels import attention, doctor_rows, registry, rms_norm, swiglu, triton_support, use_backend
+from muomni_kernels import (
+    attention,
+    cpp,
+    doctor_rows,
+    registry,
+    rms_norm,
+    swiglu,
+    triton_support,
+    use_backend,
+)
 
 
 def test_first_backend_without_a_reason_against_it_runs() -> None:
@@ -10,7 +19,10 @@ def test_first_backend_without_a_reason_against_it_runs() -> None:
         names = [row.name for row in registry.backends(op)]
         assert names[-1] == "reference", f"{op}: the reference comes last"
     x = torch.randn(2, 8)
-    assert registry.select("rms_norm", x, torch.ones(8), 1e-6) is registry.backends("rms_norm")[-1].run
+    run = {row.name: row.run for row in registry.backends("rms_norm")}
+    first = "reference" if cpp.available() else "cpp"
+    assert registry.select("rms_norm", x, torch.ones(8), 1e-6) is run[first]
+    assert registry.select("rms_norm", x.double(), torch.ones(8), 1e-6) is run["reference"]
 
 
 def test_a_forced_backend_that_cannot_run_raises_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,13 +17,22 @@ MODULES: tuple[str, ...] = (
     "fortunes",
     "glosses",
     "iconify",
+    "lines",
     "openclipart",
     "sisu",
+    "spoken",
     "synthesis",
 )
 """The modules here that hold ADAPTERS, a tuple of Adapter."""
 
-RECIPES: dict[str, tuple[str, ...]] = {"small": (), "full": ()}
+RECIPES: dict[str, tuple[str, ...]] = {
+    "small": ("chitchat", "asterisk", "hibari", "flite", "spoken-questions", "emoji", "lines"),
+    "full": (
+        "chitchat", "sotu", "kjv", "moby-dick", "novels", "gcide", "wordnet", "packages", "fortunes", "foldoc",
+        "jargon", "asterisk", "hibari-5h", "flite-4h", "spoken-questions", "emoji", "emoji-noto", "emoji-twemoji",
+        "emoji-openmoji", "emoji-fluent-flat", "emoji-fluent", "game-icons", "openclipart", "lines-20k",
+    ),
+}  # fmt: skip
 """Sets that are prepared and opened by one name."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from num2words import num2words
 
 from muomni.data.media import MediaError
 from muomni.data.sources.adapter import Adapter, Found
@@ -46,7 +47,6 @@ _AMBIGUOUS = re.compile(r"\d{4}|\d\.\d|[a-z]\.\d|www\.", re.IGNORECASE)
 
 def spoken_form(transcript: str) -> str:
     """What is heard: notes in brackets removed, digits and signs as words, lower-case letters only."""
-    num2words = build_tool("num2words").num2words
     text = re.sub(r"\[.*?\]|\(.*?\)|<.*?>", " ", transcript.lower())
     text = text.replace("*", " star ").replace("#", " pound ").replace("&", " and ").replace("’", "'")
     text = re.sub(r"\d+", lambda m: f" {num2words(int(m.group()))} ", text)
@@ -102,9 +102,8 @@ def opus_of(path: Path) -> bytes:
     return encode_opus(trim(waveform))
 
 
-def _letters(transcript: str, language: str) -> str:
+def letters(transcript: str, language: str) -> str:
     """What is heard in a language other than English: notes removed, numbers as words, letters and apostrophes."""
-    num2words = build_tool("num2words").num2words
     text = re.sub(r"\[.*?\]|\(.*?\)|<.*?>", " ", transcript.lower()).replace("’", "'")
     text = re.sub(r"\d+", lambda m: f" {num2words(int(m.group()), lang=language)} ", text)
     return " ".join("".join(c if c.isalpha() or c == "'" else " " for c in text).split())
@@ -116,7 +115,7 @@ def _find(cache: Path, *, sounds: Package, texts: Package, voice: str, language:
     name = "asterisk" if language == "en" else f"asterisk-{language}"
     # Notes such as [ascending tones], and the longest one, a whole song, are no speech.
     for key, transcript, path in _prompts(folder, listing):
-        text = spoken_form(transcript) if language == "en" else _letters(transcript, language)
+        text = spoken_form(transcript) if language == "en" else letters(transcript, language)
         if not text or "sound plays" in transcript or _AMBIGUOUS.search(transcript):
             continue
         yield Found(

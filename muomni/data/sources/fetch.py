@@ -138,7 +138,7 @@ def build_tool(module: str, *, folder: Path | None = None) -> ModuleType:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise SourceError(
-            f"rebuilding needs the package {error.name}; pip install 'muomni[embed]'."
+            f"needs the package {error.name}; pip install 'muomni[data]' ('muomni[hub]' for Parquet)."
         ) from None
     finally:
         if folder is not None:

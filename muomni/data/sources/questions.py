@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from muomni.data.items import Split
 from muomni.data.sources.fetch import fetch
 from muomni.data.sources.sound import trim
 from muomni.data.sources.synthesis import HIBARI, VOICES, flite, speak_flite, speak_hibari
 
 # (wording, split): a wording stands in one split, so a held-out question was never heard.
-WORDINGS: dict[str, tuple[tuple[str, str], ...]] = {
+WORDINGS: dict[str, tuple[tuple[str, Split], ...]] = {
     "name": (
         ("what is this", "train"),
         ("what do you see", "train"),

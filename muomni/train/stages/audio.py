@@ -35,6 +35,8 @@ SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
 MASKED_BANDS, MASKED_FRAMES = 16, 16
 """Widest frequency mask in mel bands and time mask in log-mel frames (100 Hz)."""
+SPELLED = "en"
+"""The language of the characters CTC spells with."""
 BAND_SHIFT = 3
 """Largest shift along the mel axis, bands."""
 
@@ -82,7 +84,7 @@ class AudioStage(StageBase):
     def items(self, split: Split) -> list[SpeechItem]:
         """Clips that fit the context and whose transcript fits the fastest copy; the others are counted."""
         if split not in self._usable:
-            items = self.data.speech(split)
+            items = [item for item in self.data.speech(split) if item.language == SPELLED]
             fastest = max(SPEEDS) if split == "train" else 1.0
             self._usable[split] = [item for item in items if self._fits(item, fastest)]
             self.quarantine.dropped[split] = len(items) - len(self._usable[split])
@@ -102,7 +104,8 @@ class AudioStage(StageBase):
     def _read(self, item: Item) -> torch.Tensor:
         """A clip whose transcript can be spelled, (n_samples,) float32. Raises MediaError."""
         assert isinstance(item, SpeechItem)
-        encode_ctc(item.text)
+        if item.language == SPELLED:
+            encode_ctc(item.text)
         return torch.from_numpy(self.source.waveform(item))
 
     def mel(self, item: SpeechItem, speed: int) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,14 +39,20 @@ def load_tokenizer(root: Path, vocab_size: int) -> Tokenizer:
 
 
 def training_texts(split: Split, source: Source) -> list[str]:
-    """Every text of a split: conversations, transcripts, spoken questions, labels with their tags."""
-    pictures = source.pictures(split)
+    """Every text of a split: conversations, prose, transcripts, spoken questions, pictures' words; lines once."""
     return [
         *(item.text for item in source.conversations(split)),
-        *(item.text for item in source.speech(split)),
-        *dict.fromkeys(item.text for item in source.questions(split)),
-        *(f"{item.label}\n{', '.join(item.tags)}" for item in pictures),
+        *(item.text for item in source.texts(split)),
+        *_once(item.text for item in source.speech(split)),
+        *_once("\n".join(filter(None, (item.text, item.answer))) for item in source.questions(split)),
+        *_once("\n".join([i.label, *i.captions, ", ".join(i.tags)]) for i in source.pictures(split)),
+        *_once(item.text for item in source.lines(split)),
     ]
+
+
+def _once(texts: Iterable[str]) -> list[str]:
+    """The same sentence is spoken by many voices, the same picture drawn in many styles."""
+    return list(dict.fromkeys(texts))
 
 
 class TextStage(StageBase):
