@@ -117,5 +117,6 @@ ADAPTERS = (
         licence=MOBY_DICK.licence,
         find=moby_dick,
         packages=(MOBY_DICK,),
+        version=2,
     ),
 )

@@ -205,6 +205,7 @@ ADAPTERS = (
         licence=GCIDE.licence,
         find=partial(_find, GCIDE, gcide_entry, False),
         packages=(GCIDE,),
+        version=2,
     ),
     Adapter(
         name="foldoc",
@@ -213,6 +214,7 @@ ADAPTERS = (
         licence=FOLDOC.licence,
         find=partial(_find, FOLDOC, foldoc_entry, True),
         packages=(FOLDOC,),
+        version=2,
     ),
     Adapter(
         name="jargon",
@@ -221,5 +223,6 @@ ADAPTERS = (
         licence=JARGON.licence,
         find=partial(_find, JARGON, jargon_entry, True),
         packages=(JARGON,),
+        version=2,
     ),
 )

@@ -179,5 +179,6 @@ ADAPTERS = (
         licence=WORDNET.licence,
         find=find,
         packages=(WORDNET,),
+        version=2,
     ),
 )

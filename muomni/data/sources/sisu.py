@@ -107,5 +107,6 @@ ADAPTERS = (
         licence="public domain",
         find=find,
         packages=(SAMPLES,),
+        version=2,
     ),
 )
