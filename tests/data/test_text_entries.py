@@ -16,7 +16,8 @@ ABUNDANCE = """Abundance \\A*bun"dance\\ ([.a]*b[u^]n"dans), n. [OE.
    (h)abundaunce, F. abondance, L. abundantia, fr.
    abundare. See {Abound}.]
    An overflowing fullness; ample sufficiency; great plenty:
-   -- strictly applicable to quantity only. --Raleigh.
+   -- strictly applicable to quantity only." --Sir P. Raleigh. Used
+   rarely. --Shak. -- A*bun"dant*ly, adv.
    [1913 Webster] Abundant
 
          It is lamentable to remember what abundance of noble
@@ -39,16 +40,17 @@ def test_gcide_definitions_lose_heads_quotations_synonyms_and_sources(cache: Pat
         "abundance": ABUNDANCE,
         "caloric": 'Caloric \\Ca*lor"ic\\, a.\n   See {Calorific}.\n   [1913 Webster]\n',
         "calotte": 'Calotte \\Ca*lotte"\\, Callot \\Cal"lot\\, n. [F., a sort\n   of [flat] cap.] (Dress)\n'
-        "   A close cap without visor or brim. It is worn by the clergy.\n",
+        "   1. a close cap without visor or brim. It is worn by the clergy.\n\n   2. A [sort\n",
     }
     place(dictionaries.GCIDE, cache, dictionary("gcide", entries))
     items = found("gcide", cache)
-    assert [one.group for one in items] == ["gcide abundance", "gcide calotte"]
+    assert [one.group for one in items] == ["word abundance", "word calotte"]
     assert items[0].fields["text"] == (
-        "Abundance: An overflowing fullness; ample sufficiency; great plenty: -- strictly applicable to quantity only."
+        "Abundance: An overflowing fullness; ample sufficiency; great plenty: -- strictly "
+        'applicable to quantity only." Used rarely.'
         "\n\nHorn of abundance, the horn of a café goat, Amalthea."
     )
-    assert items[1].fields["text"] == "Calotte: A close cap without visor or brim. It is worn by the clergy."
+    assert items[1].fields["text"] == "Calotte: a close cap without visor or brim. It is worn by the clergy."
     assert not items[0].fields["technical"]
 
 
@@ -92,7 +94,7 @@ def test_hackers_words_lose_pronunciation_tables_and_broken_links(cache: Path) -
 
 
 NOUNS = """  1 This software and database is being provided to you
-00001740 05 n 02 umbrella_bird 0 Cephalopterus 0 000 | a tropical bird; black; "an umbrella bird sang"; "it flew"
+00001740 05 n 02 umbrella_bird 0 Cephalopterus 0 000 | a tropical_bird; black; "an umbrella bird sang"; "it flew"
 00001930 27 n 01 gold 0 001 @ 00001740 n 0000 | soft yellow metal
 00002000 18 n 01 Ada_Lovelace 0 000 | English mathematician (1815-1852)
 00002100 15 n 01 Paris 0 000 | the capital of France
@@ -141,20 +143,20 @@ def test_glosses_become_texts_and_each_words_first_sense_a_question(cache: Path)
     ]
     turns = {one.group: one.fields["turns"] for one in items if one.kind == "conversations"}
     assert {group: pair[1] for group, pair in turns.items()} == {
-        "wordnet umbrella bird": "A tropical bird; black.",
-        "wordnet gold": "Great wealth.",
-        "wordnet ada lovelace": "English mathematician (1815-1852).",
-        "wordnet paris": "The capital of France.",
-        "wordnet gild": "Decorate with gold.",
-        "wordnet golden": "Made of gold.",
+        "word umbrella bird": "A tropical bird; black.",
+        "word gold": "Great wealth.",
+        "word ada lovelace": "English mathematician (1815-1852).",
+        "word paris": "The capital of France.",
+        "word gild": "Decorate with gold.",
+        "word golden": "Made of gold.",
     }
-    assert turns["wordnet paris"][0] == "What is Paris?"
-    assert turns["wordnet ada lovelace"][0] == "Who was Ada Lovelace?"
-    assert turns["wordnet umbrella bird"][0] in (
+    assert turns["word paris"][0] == "What is Paris?"
+    assert turns["word ada lovelace"][0] == "Who was Ada Lovelace?"
+    assert turns["word umbrella bird"][0] in (
         "What is an umbrella bird?",
         'What does "umbrella bird" mean?',
     )
-    assert "a gold" not in turns["wordnet gold"][0]
+    assert "a gold" not in turns["word gold"][0]
 
 
 def test_a_word_is_in_one_split_as_text_and_as_question(cache: Path) -> None:
@@ -188,6 +190,14 @@ def test_a_broken_synset_is_one_line(cache: Path) -> None:
     wordnet(cache, nouns="00001740 05 n zz word\n")
     with pytest.raises(SourceError, match=r"data\.noun: '00001740 05 n zz word' is no synset"):
         found("wordnet", cache)
+
+
+def test_a_word_is_one_group_in_every_dictionary(cache: Path) -> None:
+    wordnet(cache)
+    article = "Gold\n\n   <job> A standard of early printers for colours, of which nobody knows much.\n"
+    place(dictionaries.FOLDOC, cache, dictionary("foldoc", {"gold": article}))
+    (item,) = found("foldoc", cache)
+    assert item.group in {one.group for one in found("wordnet", cache)}
 
 
 DESCRIPTIONS = """Package: 0ad

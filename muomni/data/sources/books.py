@@ -82,14 +82,15 @@ def _chapter_number(path: Path) -> int:
 
 
 def moby_dick(cache: Path) -> Iterator[Found]:
-    """Each chapter, and the epilogue, in pieces, without their titles; the lists of quotations are left out."""
+    """Each chapter, and the epilogue, in pieces, without titles and the marks of notes.
+
+    The lists of quotations are left out.
+    """
     folder = next(path.parent for path in fetch(MOBY_DICK, cache).rglob("data/chapter_1.json"))
     for path in sorted([*folder.glob("chapter_*.json"), *folder.glob("epilogue.json")], key=_chapter_number):
         text = json.loads(path.read_text(encoding="utf-8"))["text"]
-        parts = [line.lstrip("* ") for line in prose.paragraphs(text)]
-        yield from prose.found_pieces(
-            f"moby-dick/{path.stem.replace('_', '-')}", [part for part in parts if part]
-        )
+        parts = prose.paragraphs(text.replace("*", ""))
+        yield from prose.found_pieces(f"moby-dick/{path.stem.replace('_', '-')}", parts)
 
 
 ADAPTERS = (
@@ -116,5 +117,6 @@ ADAPTERS = (
         licence=MOBY_DICK.licence,
         find=moby_dick,
         packages=(MOBY_DICK,),
+        version=2,
     ),
 )

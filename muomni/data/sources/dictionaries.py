@@ -57,11 +57,18 @@ _BRACKETED = re.compile(r"\s*\[[^\[\]]*\]")
 _SOURCE = re.compile(r"\[(?:1913 Webster|Webster 1913|PJC|AE|Century)[^\]]*\][^\n]*")
 """With what follows on its line: sometimes the next headword, by mistake."""
 _FIELD = re.compile(r"\s*\((?:[A-Z][a-z]*\.(?: ?[&,]? ?|$))+(?:[A-Z]?[a-z]+\.?)?\)")
-_AUTHOR = re.compile(r"\s*--\s?[A-Z(][\w.&' ,()]*$")
-_HEAD_PART = re.compile(
-    r"\s*[,;:.]?\s*(?:\\[^\\]*\\|\((?![a-h]\) )[^()]*\)|\{[^{}]*\}|[A-Za-z][\w' *-]*(?=\s*\\)|&|[A-Z]{1,2}\.|"
-    r"(?:n|a|adj|adv|v|t|i|vb|prep|prop|conj|interj|pron|p|pr|pl|sing|imp|pres|superl|compar|obs|fem|masc|or|and)\b\.?)"
+_AUTHOR = re.compile(
+    r"\s*(?:--(?:(?:[A-Z][\w']{0,2}\.|[A-Z][\w']*) )*[A-Z][\w']*\.|--\s?[A-Z(][\w.&' ,()]*$|"
+    r"(?:-- )?\b[A-Za-z]\w*[\"*'][\w\"*'-]*(?: \(\?\))?, (?:n|a|adv|v)\.(?: [ti]\.)?)"
 )
+"""Who is quoted; and derived words, whose hyphenation is marked."""
+_HEAD_PART = re.compile(
+    r"\s*[,;:.]?\s*(?:\\[^\\]*\\|\((?![a-h]\) )[^()]*\)|(?:(?:from|of)\s+)?\{[^{}]*\}|"
+    r"[A-Za-z][\w' *-]*(?=\s*\\)|&|[A-Z]{1,2}\.|"
+    r"(?:n|a|adj|adv|v|t|i|vb|prep|prop|conj|interj|pron|p|pr|pl|sing|imp|pres|superl|compar|obs|fem|masc)\.|(?:or|and)\b)"
+)
+_UNREAD = re.compile(r"[\[\]\\{}]|\?\?|\(\?")
+"""What is left of codes, and of letters that were not legible."""
 _LIST = re.compile(r"(?:\b[A-Z][a-z-]+ ){8}")
 """Of derived words, hundreds long."""
 
@@ -121,12 +128,13 @@ def gcide_entry(entry: str) -> tuple[str, list[str]]:
         text = re.sub(r"^(\d+\. )\d ", r"\1", text)
         if (
             _LIST.search(text)
+            or _UNREAD.search(text)
             or re.match(r"Syn:|(?:Same as|See|Cf\.) [^.]*\.?$", text)
             or not re.search(r"[a-z]{3}", text)
         ):
             continue
         found.append(text)
-    return head, found
+    return head, [re.sub(r"^1\. ", "", found[0])] if len(found) == 1 else found
 
 
 def foldoc_entry(entry: str) -> tuple[str, list[str]]:
@@ -176,7 +184,7 @@ def jargon_entry(entry: str) -> tuple[str, list[str]]:
 def _find(
     package: Package, read: Callable[[str], tuple[str, list[str]]], technical: bool, cache: Path
 ) -> Iterator[Found]:
-    """Entries in the dictionary's order: the word, a colon, and its prose; all of one word in one split."""
+    """Entries in the dictionary's order: the word, a colon, and its prose."""
     name = package.name.removeprefix("dict-")
     seen: set[str] = set()
     for number, entry in enumerate(dictd.entries(fetch(package, cache), name)):
@@ -184,7 +192,7 @@ def _find(
         parts = [part for part in parts if not (part in seen or seen.add(part))]
         if max(map(len, parts), default=0) < SHORTEST or is_unwanted("\n".join([head, *parts])):
             continue
-        group = f"{name} {head.casefold()}"
+        group = prose.word_group(head.split(",")[0])
         for place, text in enumerate(prose.pieces([f"{head}: {parts[0]}", *parts[1:]])):
             yield prose.found(f"{name}/{number}/{place}", text, group=group, technical=technical)
 
@@ -197,6 +205,7 @@ ADAPTERS = (
         licence=GCIDE.licence,
         find=partial(_find, GCIDE, gcide_entry, False),
         packages=(GCIDE,),
+        version=2,
     ),
     Adapter(
         name="foldoc",
@@ -205,6 +214,7 @@ ADAPTERS = (
         licence=FOLDOC.licence,
         find=partial(_find, FOLDOC, foldoc_entry, True),
         packages=(FOLDOC,),
+        version=2,
     ),
     Adapter(
         name="jargon",
@@ -213,5 +223,6 @@ ADAPTERS = (
         licence=JARGON.licence,
         find=partial(_find, JARGON, jargon_entry, True),
         packages=(JARGON,),
+        version=2,
     ),
 )

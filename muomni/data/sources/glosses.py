@@ -72,7 +72,7 @@ def synsets(folder: Path, part: str) -> Iterator[Synset]:
             bar, words, file = "", (), 0
         if not bar or not words:
             raise SourceError(f"data.{part}: {line[:40]!r} is no synset; fetch {WORDNET.name} again.")
-        gloss, mark, examples = prose.plain(said).partition('; "')
+        gloss, mark, examples = prose.plain(said.replace("_", " ")).partition('; "')
         yield Synset(
             part=part,
             offset=fields[0],
@@ -154,7 +154,7 @@ def find(cache: Path) -> Iterator[Found]:
             if not meaning or meaning in seen or _RUDE.search(said):
                 continue
             seen.add(meaning)
-            identifier, group = f"wordnet/{part}-{synset.offset}", f"wordnet {word.casefold()}"
+            identifier, group = f"wordnet/{part}-{synset.offset}", prose.word_group(word)
             text = said + (f"; {synset.examples}" if synset.examples else "")
             yield prose.found(identifier, text, group=group)
             key = word.casefold()
@@ -179,5 +179,6 @@ ADAPTERS = (
         licence=WORDNET.licence,
         find=find,
         packages=(WORDNET,),
+        version=2,
     ),
 )

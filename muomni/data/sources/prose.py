@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from muomni.data.sources.adapter import Found
+from muomni.data.splits import normalised
 
 PIECE = 2_000
 """Characters of a piece: about a context of 512 tokens."""
@@ -69,6 +70,11 @@ def pieces(parts: Iterable[str], *, size: int = PIECE) -> list[str]:
     is left out.
     """
     return _grouped([part for whole in parts for part in _cut(whole, size)], "\n\n", size)
+
+
+def word_group(word: str) -> str:
+    """The group of what explains a word: in one split in every dictionary, which copy each other."""
+    return f"word {normalised(word)}"
 
 
 def found(identifier: str, text: str, *, group: str, technical: bool = False) -> Found:

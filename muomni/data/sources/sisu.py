@@ -65,10 +65,15 @@ def chapters(text: str) -> Iterator[list[str]]:
     verse = False
     for block in re.split(r"\n(?:[ \t]*\n)+", body):
         lines = block.strip("\n")
-        for mark in re.findall(r"^(?:poem|group|block)(\{)|^\}(?:poem|group|block)", lines, re.MULTILINE):
+        for mark in re.findall(
+            r"^(?:poem|group|block|code)(\{)|^\}(?:poem|group|block|code)", lines, re.MULTILINE
+        ):
             verse = mark == "{"
         lines = re.sub(
-            r"^(?:(?:poem|group|block)\{|\}(?:poem|group|block))[ \t]*$", "", lines, flags=re.MULTILINE
+            r"^(?:(?:poem|group|block|code)\{|\}(?:poem|group|block|code))[ \t]*$",
+            "",
+            lines,
+            flags=re.MULTILINE,
         )
         if lines.startswith("^~") or not re.search(r"[^\W_]", lines):
             continue
@@ -102,5 +107,6 @@ ADAPTERS = (
         licence="public domain",
         find=find,
         packages=(SAMPLES,),
+        version=2,
     ),
 )
