@@ -180,7 +180,7 @@ CLIPS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 PICTURES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bad image": (lambda: b"\x89PNG\r\n\x1a\nbroken", "is"),
-    "truncated image": (lambda: _png(128, 128)[:50], "broken picture"),
+    "truncated image": (lambda: _png(128, 128)[:50], "is cut, 50 bytes"),
     "zero length": (lambda: b"", "is empty"),
     "too large": (lambda: _png(20_000, 20_000), "megapixels"),
     "another size": (lambda: _png(64, 128), "64 x 128 pixels; expected 128 x 128"),
@@ -274,7 +274,7 @@ def test_a_conversation_of_nobody_is_empty() -> None:
 
 
 def test_texts_are_kept_as_they_are() -> None:
-    for text in ("a", " leading", "Ünïcödé 🙂", "\ufffd", "a\x00b"):
+    for text in ("a", " leading", "Ünïcödé 🙂", "\ufffd", "a\tb\r\n\x0c"):
         assert read_text(text, name="x") == read_text(text.encode(), name="x") == text
     with pytest.raises(MediaError, match=r"^x: is not UTF-8 \(invalid start byte at 1\)\.$"):
         read_text(b"a\xff", name="x")
