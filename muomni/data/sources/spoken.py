@@ -57,7 +57,7 @@ def _find(cache: Path) -> Iterator[Found]:
 ADAPTERS: tuple[Adapter, ...] = (
     Adapter(
         name="spoken-questions", title="spoken questions about pictures and words, synthetic", stages=("omni",),
-        licence=synthesis.HIBARI.licence, find=_find, version=3,
+        licence=synthesis.HIBARI.licence, find=_find, version=4,
         packages=(synthesis.HIBARI, synthesis.FLITE, synthesis.FLITE_VOICES, glosses.WORDNET),
     ),
 )  # fmt: skip
