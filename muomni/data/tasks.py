@@ -1,133 +1,83 @@
-"""The tasks of the omni stage as plain examples: what is asked, with which media, and the answer."""
+"""The tasks of the omni stage: which there are, how much of each, and the examples of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict, Unpack
+import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from muomni.data.items import QuestionItem, Source, SpeechItem, Split
-from muomni.data.template import Document, Turn, length, render
-from muomni.data.text import Tokenizer
+import numpy as np
 
-SAY = "say: "
-"""How a user asks for a text to be spoken; the Talker is trained on the answers to it."""
-TRANSCRIBE = ("transcribe the recording", "what is said here", "write down what you hear")
+from muomni.data.examples import Example
+from muomni.data.items import Source, Split
+from muomni.data.task import Material, Task
+from muomni.data.task_mix import mix
+from muomni.data.tasks_pictures import picture_tasks
+from muomni.data.tasks_several import several_tasks
+from muomni.data.tasks_words import word_tasks
+
+WEIGHTS: Mapping[str, float] = MappingProxyType({
+    "name": 1.0, "name spoken": 1.0, "group": 1.0, "group spoken": 1.0, "caption": 2.0, "yes or no": 0.15,
+    "count": 0.15, "count kind": 0.15, "odd one out": 0.15, "read": 1.0,
+    "transcribe": 2.25, "definition": 0.5, "definition spoken": 0.5, "chat": 0.65, "say": 1.15,
+})  # fmt: skip
+"""What each task counts beside one of as many things; with the embedded set and TEMPERATURE one example in five is
+chat, one in seven transcription, and one in fourteen what needs several pictures or a yes or no."""
+TASKS = tuple(WEIGHTS)
 NAMING = ("name", "name spoken", "group", "group spoken")
-"""Tasks with a picture; the spoken ones ask with a clip."""
-TASKS = (*NAMING, "transcribe", "chat", "say")
-MAX_CHAT_CHARACTERS = 120
-"""Longest utterance of a chat pair."""
-MAX_CHAT_PAIRS = 2_500
-"""Chat pairs of a split; more would crowd out the tasks with media."""
-TRANSCRIPTIONS = 4
-"""Times a training recording is to be transcribed in one pass over the examples."""
+"""Tasks with a picture whose answer is its own words; the spoken ones ask with a clip."""
+CHOOSING = ("yes or no", "count", "count kind", "odd one out")
+"""Tasks with a few possible answers: their share of right ones is compared with the most common answer's."""
+TEMPERATURE = 2.0
+"""Of `task_mix.mix`: of two tasks, one with four times as many things is asked twice as often."""
+MAX_EXAMPLES = 50_000
+"""Training examples made at most: their documents are all made before the first step, in about 8 s."""
+MAX_HELD_OUT = 1_000
+"""Held-out examples of a task, at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One question and its answer."""
+def tasks(split: Split, *, max_audio_samples: int, source: Source) -> list[Task]:
+    """Every task in the order of TASKS, those without anything to ask about included.
 
-    task: str
-    """One of TASKS."""
-    question: str
-    """Typed text; empty when the question is spoken."""
-    answer: str
-    picture: int | None = None
-    """Index into the split's pictures."""
-    clip: int | None = None
-    """Index into `clips` of the split."""
-
-
-Clip = SpeechItem | QuestionItem
-
-
-def clips(split: Split, source: Source) -> tuple[Clip, ...]:
-    """Every clip of a split: recordings, then spoken questions."""
-    return (*source.speech(split), *source.questions(split))
-
-
-def examples(split: Split, *, max_audio_samples: int, source: Source) -> list[Example]:
-    """All examples of a split, in a fixed order; question variants are dealt out by index.
-
-    max_audio_samples: recordings longer than that are left out.
+    max_audio_samples: longer clips are left out.
     """
-    recordings, asked = clips(split, source), source.questions(split)
-    offset = len(recordings) - len(asked)
-    spoken = {kind: [offset + i for i, q in enumerate(asked) if q.kind == kind] for kind in ("name", "group")}
-    typed = {kind: list(dict.fromkeys(q.text for q in asked if q.kind == kind)) for kind in ("name", "group")}
-    found: list[Example] = []
-    for i, item in enumerate(source.pictures(split)):
-        for kind, answer in (("name", item.label), ("group", item.group)):
-            questions = typed[kind]
-            found.append(Example(task=kind, question=questions[i % len(questions)], answer=answer, picture=i))
-            voices = spoken[kind]
-            # A stride coprime to the questions pairs every picture with another voice than its neighbours.
-            clip = voices[(7 * i) % len(voices)]
-            found.append(Example(task=f"{kind} spoken", question="", answer=answer, picture=i, clip=clip))
-    for i, item in enumerate(source.speech(split)):
-        if item.n_samples <= max_audio_samples:
-            for n in range(TRANSCRIPTIONS if split == "train" else 1):
-                asks = TRANSCRIBE[(i + n) % len(TRANSCRIBE)]
-                found.append(Example(task="transcribe", question=asks, answer=item.text, clip=i))
-            found.append(Example(task="say", question=SAY + item.text, answer=item.text))
-    pairs = [
-        (said, reply)
-        for talk in source.conversations(split)
-        for said, reply in zip(talk.turns[::2], talk.turns[1::2], strict=False)
-        if max(len(said), len(reply)) <= MAX_CHAT_CHARACTERS
-    ]
-    found += [Example(task="chat", question=said, answer=reply) for said, reply in pairs[:MAX_CHAT_PAIRS]]
-    for item in source.pictures(split):
-        found.append(Example(task="say", question=SAY + item.label, answer=item.label))
-    return found
+    material = Material.of(source, split, max_audio_samples=max_audio_samples)
+    found = [*picture_tasks(material), *several_tasks(material), *word_tasks(material)]
+    return sorted(found, key=lambda task: TASKS.index(task.name))
 
 
-class Places(TypedDict):
-    """What the length of an example's document depends on besides its text."""
-
-    clip_tokens: Sequence[int]
-    """Audio positions of each clip of the split."""
-    n_image_tokens: int
-    max_seq_len: int
-
-
-def fitting(chosen: Sequence[Example], tokenizer: Tokenizer, **places: Unpack[Places]) -> list[Example]:
-    """Those examples whose documents, media included, are not longer than max_seq_len."""
-    turns = _turns(chosen, tokenizer, places["clip_tokens"], media=True)
-    lengths = [length([turn], places["n_image_tokens"]) for turn in turns]
-    return [e for e, n in zip(chosen, lengths, strict=True) if n <= places["max_seq_len"]]
-
-
-def documents(
-    chosen: Sequence[Example],
-    tokenizer: Tokenizer,
+def examples(
+    split: Split,
     *,
-    clip_tokens: Sequence[int],
-    n_image_tokens: int,
-    max_seq_len: int,
-    media: bool = True,
-) -> list[Document]:
-    """Examples rendered by the template.
+    max_audio_samples: int,
+    source: Source,
+    seed: int = 0,
+    weights: Mapping[str, float] = WEIGHTS,
+    temperature: float = TEMPERATURE,
+) -> list[Example]:
+    """The examples of a split, task by task: a function of the arguments alone.
 
-    clip_tokens: audio positions of each clip of the split. media: False leaves pictures and clips out.
-    Raises TokenBudgetError for one that `fitting` would leave out.
+    Training examples are drawn: as many as there are things to ask about, at most MAX_EXAMPLES, mixed by
+    `task_mix.mix`. A thing is asked about again, in another wording by chance, once all have been. Held-out ones are
+    one for each thing, at most MAX_HELD_OUT a task.
+    max_audio_samples: longer clips are left out. seed: of the training draw. weights, temperature: of the mix.
+    Raises ValueError for weights or a temperature that `mix` refuses.
     """
-    turns = _turns(chosen, tokenizer, clip_tokens, media=media)
-    return [render([turn], n_image_tokens=n_image_tokens, max_seq_len=max_seq_len) for turn in turns]
+    found = tasks(split, max_audio_samples=max_audio_samples, source=source)
+    counts = {task.name: task.n for task in found}
+    if split == "train":
+        total = min(sum(n for name, n in counts.items() if weights.get(name)), MAX_EXAMPLES)
+        draws = mix(counts, total=total, temperature=temperature, weights=weights)
+    else:
+        draws, seed = {name: min(n, MAX_HELD_OUT) for name, n in counts.items()}, 0
+    return [example for task in found for example in _drawn(task, draws[task.name], seed=seed)]
 
 
-def _turns(
-    chosen: Sequence[Example], tokenizer: Tokenizer, clip_tokens: Sequence[int], *, media: bool
-) -> list[Turn]:
-    asked = tokenizer.encode_batch([e.question for e in chosen])
-    answers = tokenizer.encode_batch([e.answer for e in chosen])
-    return [
-        Turn(
-            text=question,
-            answer=answer,
-            n_images=int(media and example.picture is not None),
-            clips=[clip_tokens[example.clip]] if media and example.clip is not None else [],
-        )
-        for example, question, answer in zip(chosen, asked, answers, strict=True)
-    ]
+def _drawn(task: Task, n: int, *, seed: int) -> list[Example]:
+    """n examples about as different things as there are, in the things' order pass by pass."""
+    stream = zlib.crc32(task.name.encode())
+    chosen: list[int] = []
+    while len(chosen) < n:
+        pass_ = np.random.default_rng((seed, stream, 0, len(chosen))).permutation(task.n)
+        chosen += sorted(pass_[: n - len(chosen)].tolist())
+    return [task.make(i, np.random.default_rng((seed, stream, 1, k))) for k, i in enumerate(chosen)]

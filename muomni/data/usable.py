@@ -14,6 +14,7 @@ from muomni.data.items import (
     Item,
     Kind,
     PictureItem,
+    QuestionItem,
     Source,
     Split,
 )
@@ -31,6 +32,8 @@ def texts(item: Item) -> list[str]:
         return list(item.turns) or [""]
     if isinstance(item, DialogueItem):
         return [message.text for message in item.messages if message.text] or [""]
+    if isinstance(item, QuestionItem) and item.answer:
+        return [item.text, item.answer]
     return [item.text]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from muomni.data.audio import audio_frames
 from muomni.data.embedded import PICTURE_SIDE
+from muomni.data.examples import Example, Places, clips, documents, fitting, pictures, swapped
 from muomni.data.image import to_float
 from muomni.data.items import Source, Split
-from muomni.data.tasks import NAMING, TASKS, Example, clips, documents, examples
+from muomni.data.tasks import CHOOSING, NAMING, TASKS, examples
 from muomni.evaluate.figure import Figure, ratio
 from muomni.evaluate.score import Scores, score
 from muomni.evaluate.speech import spread
@@ -28,12 +28,12 @@ class Answers:
     """Scores examples of one split with one session; every picture and clip is encoded once."""
 
     def __init__(self, session: Session, source: Source, split: Split) -> None:
-        """Nothing is read yet."""
+        """No file is read yet."""
         self.session = session
         self.source = source
         self.split: Split = split
         self._clips = clips(split, source)
-        self._pictures = source.pictures(split)
+        self._pictures = pictures(split, source)
         self._seen: dict[int, Tensor] = {}
         self._heard: dict[int, Tensor] = {}
 
@@ -41,32 +41,34 @@ class Answers:
         """At most PER_TASK examples of each task that has any."""
         found: dict[str, list[Example]] = {task: [] for task in TASKS}
         longest = self.session.config.max_audio_samples
-        for example in examples(self.split, max_audio_samples=longest, source=self.source):
+        every = examples(self.split, max_audio_samples=longest, source=self.source)
+        for example in fitting(every, self.session.tokenizer, **self._places):
             found[example.task].append(example)
         return {task: [all_[i] for i in spread(len(all_), PER_TASK)] for task, all_ in found.items() if all_}
 
     def score(self, asked: list[Example], *, thinker: Thinker | None = None) -> Scores:
         """Score the answers; another thinker gets the questions without their media."""
-        config = self.session.config
-        rendered = documents(
-            asked,
-            self.session.tokenizer,
-            clip_tokens=[config.audio_tokens(clip.n_samples) for clip in self._clips],
-            n_image_tokens=config.vision.n_image_tokens,
-            max_seq_len=config.max_seq_len,
-            media=thinker is None,
-        )
+        rendered = documents(asked, self.session.tokenizer, **self._places, media=thinker is None)
         if thinker is not None:
             return score(thinker, rendered)
         embeds = [
             self.session.engine.embed(
                 document,
-                None if example.picture is None else self._see(example.picture),
-                None if example.clip is None else self._hear(example.clip),
+                torch.cat([self._see(i) for i in example.pictures]) if example.pictures else None,
+                torch.cat([self._hear(i) for i in example.clips]) if example.clips else None,
             )
             for document, example in zip(rendered, asked, strict=True)
         ]
         return score(self.session.engine.model.thinker, rendered, embeds)
+
+    @property
+    def _places(self) -> Places:
+        config = self.session.config
+        return Places(
+            clip_tokens=[config.audio_tokens(clip.n_samples) for clip in self._clips],
+            n_image_tokens=config.vision.n_image_tokens,
+            max_seq_len=config.max_seq_len,
+        )
 
     def _see(self, index: int) -> Tensor:
         if index not in self._seen:
@@ -83,21 +85,6 @@ class Answers:
                 audio_frames(waveform, config.mel, factor=config.audio.factor)
             )
         return self._heard[index]
-
-
-def swapped(asked: list[Example]) -> list[Example]:
-    """The same questions and answers, each with what the answer depends on taken from another example.
-
-    That is the picture, or else the recording; a spoken question stays. The other example is the nearest one,
-    cyclically, whose answer differs.
-    """
-    result = []
-    for i, example in enumerate(asked):
-        others = (asked[(i + k) % len(asked)] for k in range(1, len(asked)))
-        other = next((o for o in others if o.answer != example.answer), example)
-        changed = {"picture": other.picture} if example.picture is not None else {"clip": other.clip}
-        result.append(dataclasses.replace(example, **changed))
-    return result
 
 
 def evaluate_media_use(
@@ -134,7 +121,8 @@ def evaluate_media_use(
                 baseline_name=f"{what} ignored", better="higher", unit="nats/token", seed=seed,
             )
         )  # fmt: skip
-    common = Counter(item.group for item in source.pictures("train")).most_common(1)[0][0]
+    groups = Counter(item.group for item in source.pictures("train") if item.group)
+    common = groups.most_common(1)[0][0] if groups else ""
     for task, how in (("group", "typed"), ("group spoken", "spoken")):
         if task in asked:
             figures.append(
@@ -144,6 +132,17 @@ def evaluate_media_use(
                     sums=scores[task].exact.astype(float),
                     baseline=float(np.mean([e.answer == common for e in asked[task]])),
                     baseline_name="most common group", better="higher", unit="share", seed=seed,
+                )
+            )  # fmt: skip
+    for task in CHOOSING:
+        if task in asked:
+            answer = Counter(e.answer for e in asked[task]).most_common(1)[0][0]
+            figures.append(
+                ratio(
+                    f"answer.right.{task.replace(' ', '_')}", f"answers: right ones, task {task}",
+                    sums=scores[task].exact.astype(float),
+                    baseline=float(np.mean([e.answer == answer for e in asked[task]])),
+                    baseline_name="most common answer", better="higher", unit="share", seed=seed,
                 )
             )  # fmt: skip
     return figures

@@ -11,7 +11,7 @@ from torch import Tensor
 from muomni.config import ModelConfig
 from muomni.data.audio import audio_frames
 from muomni.data.items import Source, SpeechItem, Split
-from muomni.data.tasks import SAY
+from muomni.data.wordings import SAY
 from muomni.evaluate.figure import Figure, ratio
 from muomni.infer.session import Session
 from muomni.infer.speech import STOP_PROBABILITY

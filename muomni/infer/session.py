@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from muomni.config import TokenBudgetError
-from muomni.data.tasks import SAY
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
+from muomni.data.wordings import SAY
 from muomni.errors import UserError
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine

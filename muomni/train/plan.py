@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from muomni.config import RunConfig
 from muomni.data.audio import CTC_SYMBOLS
 from muomni.data.batch import pack
+from muomni.data.tasks_several import MAX_PICTURES
 from muomni.data.template import Document
 from muomni.errors import UserError
 from muomni.models.audio import AudioEncoder, CTCHead
@@ -288,7 +289,8 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
     if run.stage == "text":
         return pack([one] * n_docs, n_tokens=n, n_docs=max(n_docs, n_items), max_seq_len=longest)
     return pack(
-        [one] * n_docs, n_tokens=n, n_docs=max(n_docs, n_items), max_seq_len=longest, n_images=n_items,
+        [one] * n_docs, n_tokens=n, n_docs=max(n_docs, n_items), max_seq_len=longest,
+        n_images=max(n_items, MAX_PICTURES),
         n_image_tokens=cfg.vision.n_image_tokens, image_shape=(3, size, size), n_audio=n, n_clips=n_items,
         max_clip=cfg.max_audio_tokens, frame_width=width,
     )  # fmt: skip

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from muomni.data.tasks import Example
+from muomni.data.examples import Example, swapped
 from muomni.data.template import Turn, render
 from muomni.evaluate.figure import ratio
-from muomni.evaluate.media_use import swapped
 from muomni.evaluate.score import rows, score
 from muomni.infer.session import Session
 from muomni.tokens import IGNORE_INDEX
@@ -41,15 +40,15 @@ def test_rows_hold_every_item_once_within_the_capacity() -> None:
 
 def test_swapping_changes_what_the_answer_depends_on_and_nothing_else() -> None:
     asked = [
-        Example(task="group spoken", question="", answer="food", picture=1, clip=9),
-        Example(task="group spoken", question="", answer="food", picture=2, clip=8),
-        Example(task="group spoken", question="", answer="animal", picture=3, clip=7),
+        Example(task="group spoken", question="", answer="food", pictures=(1, 4), clips=(9,)),
+        Example(task="group spoken", question="", answer="food", pictures=(2,), clips=(8,)),
+        Example(task="group spoken", question="", answer="animal", pictures=(3,), clips=(7,)),
     ]
-    assert [(e.picture, e.clip, e.answer) for e in swapped(asked)] == [
-        (3, 9, "food"), (3, 8, "food"), (1, 7, "animal"),
+    assert [(e.pictures, e.clips, e.answer) for e in swapped(asked)] == [
+        ((3,), (9,), "food"), ((3,), (8,), "food"), ((1, 4), (7,), "animal"),
     ]  # fmt: skip
-    spoken = [Example(task="transcribe", question="q", answer=a, clip=i) for i, a in enumerate("ab")]
-    assert [e.clip for e in swapped(spoken)] == [1, 0]
+    spoken = [Example(task="transcribe", question="q", answer=a, clips=(i,)) for i, a in enumerate("ab")]
+    assert [e.clips for e in swapped(spoken)] == [(1,), (0,)]
 
 
 def test_a_figure_is_a_ratio_of_sums_with_its_interval() -> None:

@@ -280,7 +280,8 @@ def _with_room(stage: Any) -> list[Any]:
         return [
             collate(stage.utterances("train")[:3], n_frames=n, n_items=6, longest=129) for n in (128, 300)
         ]
-    chosen = stage.examples("train")[:3]
+    first = {e.task: e for e in reversed(stage.examples("train"))}
+    chosen = [first[task] for task in ("name spoken", "transcribe", "say")]
     found, made = stage.documents("train", chosen), []
     for n in (512, 1_024):
         stage.run = dataclasses.replace(stage.run, train=dataclasses.replace(stage.run.train, batch_tokens=n))

@@ -11,48 +11,24 @@ from typing import Any
 
 import numpy as np
 
+from muomni.data import wordings
 from muomni.data.items import Split
 from muomni.data.sources.fetch import fetch
 from muomni.data.sources.sound import trim
 from muomni.data.sources.synthesis import HIBARI, VOICES, flite, speak_flite, speak_hibari
 
-# (wording, split): a wording stands in one split, so a held-out question was never heard.
 WORDINGS: dict[str, tuple[tuple[str, Split], ...]] = {
-    "name": (
-        ("what is this", "train"),
-        ("what do you see", "train"),
-        ("what does the picture show", "train"),
-        ("name this picture", "train"),
-        ("tell me what this is", "train"),
-        ("what can you see in this picture", "train"),
-        ("can you name this", "train"),
-        ("what am i looking at", "train"),
-        ("please name the picture", "validation"),
-        ("what is in this picture", "test"),
-        ("tell me what you see", "test"),
-    ),
-    "group": (
-        ("what kind of thing is this", "train"),
-        ("which kind is it", "train"),
-        ("what group does this belong to", "train"),
-        ("which group is this", "train"),
-        ("what category is it", "train"),
-        ("tell me the category", "train"),
-        ("what sort of thing is it", "train"),
-        ("which category does this belong to", "train"),
-        ("what kind is this", "validation"),
-        ("which group does it belong to", "test"),
-        ("what category is this", "test"),
-    ),
+    kind: wordings.WORDINGS[kind] for kind in ("name", "group")
 }
+"""(wording, split) of each kind that is spoken: those that are typed."""
 
 
 def items(cache: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Records and waveforms: every wording in every voice."""
     folder, engine = fetch(HIBARI, cache), flite(cache)
     found: list[tuple[dict[str, Any], np.ndarray]] = []
-    for kind, wordings in WORDINGS.items():
-        for wording, split in wordings:
+    for kind, asked in WORDINGS.items():
+        for wording, split in asked:
             for voice in VOICES:
                 if voice == "hibari":
                     waveform = speak_hibari(f"{wording}?", folder)

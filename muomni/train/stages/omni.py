@@ -12,9 +12,11 @@ from muomni.config import RunConfig
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Media, Order, PackedBatch, pack
 from muomni.data.embedded import PICTURE_SIDE
+from muomni.data.examples import Clip, Example, Picture, Places, clips, documents, fitting, pictures
 from muomni.data.image import augment, to_float
-from muomni.data.items import Item, PictureItem, Split
-from muomni.data.tasks import Clip, Example, Places, clips, documents, examples, fitting
+from muomni.data.items import Item, Kind, LineItem, Split
+from muomni.data.tasks import examples
+from muomni.data.tasks_several import MAX_PICTURES
 from muomni.data.template import Document
 from muomni.data.usable import Usable
 from muomni.errors import UserError
@@ -28,6 +30,9 @@ from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load
 from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.stages.written_samples import omni_samples
+
+KINDS: tuple[Kind, ...] = ("speech", "questions", "pictures", "lines", "conversations")
+"""What examples are made of."""
 
 
 class OmniStage(StageBase):
@@ -55,19 +60,20 @@ class OmniStage(StageBase):
         self.root = root
         self.side = max(PICTURE_SIDE, cfg.vision.image_size)
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
-        self.data = Usable(self.quarantine, self.source, read=self._read)
+        self.data = Usable(self.quarantine, self.source, kinds=KINDS, read=self._read)
         self._clips: dict[str, tuple[Clip, ...]] = {}
+        self._pictures: dict[str, tuple[Picture, ...]] = {}
         chosen = self.examples("train")
         found = self.documents("train", chosen)
-        self._training = (chosen, found, self.order(found, shuffle=True))
+        self._training = (chosen, found, self.order(chosen, found, shuffle=True))
         return model
 
     def examples(self, split: Split) -> list[Example]:
-        """All examples of a split that fit the context."""
+        """The examples of a split that fit the context; those for training are drawn with the run's seed."""
         longest = self.config.max_audio_samples
-        found = examples(split, max_audio_samples=longest, source=self.data)
+        found = examples(split, max_audio_samples=longest, source=self.data, seed=self.run.seed)
         fit = fitting(found, self.tokenizer, **self._places(split))
-        too_long = sum(item.n_samples > longest for item in self.data.speech(split))
+        too_long = sum(item.n_samples > longest for item in self.clips(split))
         self.quarantine.dropped[split] = too_long + len(found) - len(fit)
         return fit
 
@@ -88,9 +94,15 @@ class OmniStage(StageBase):
             self._clips[split] = clips(split, self.data)
         return self._clips[split]
 
+    def pictures(self, split: Split) -> tuple[Picture, ...]:
+        """Every picture of a split that can be used: of things, then of written words."""
+        if split not in self._pictures:
+            self._pictures[split] = pictures(split, self.data)
+        return self._pictures[split]
+
     def pixels(self, split: Split, picture: int) -> torch.Tensor:
         """A picture, (3, side, side) uint8. Raises UserError for a bad one."""
-        return self._value(self.data.pictures(split)[picture])
+        return self._value(self.pictures(split)[picture])
 
     def frames(self, split: Split, clip: int) -> torch.Tensor:
         """A clip as the encoder sees it, (n_frames, factor * n_mels). Raises UserError for a bad one."""
@@ -104,24 +116,24 @@ class OmniStage(StageBase):
 
     def _readable(self, example: Example) -> bool:
         """Whether a training example's media can be read; those of held-out ones have been."""
-        used: list[Item] = []
-        if example.picture is not None:
-            used.append(self.data.pictures("train")[example.picture])
-        if example.clip is not None:
-            used.append(self.clips("train")[example.clip])
+        shown, played = self.pictures("train"), self.clips("train")
+        used: list[Item] = [*(shown[i] for i in example.pictures), *(played[i] for i in example.clips)]
         return all(self.data.value(item) is not None for item in used)
 
     def _read(self, item: Item) -> torch.Tensor | None:
         """A picture's pixels or a clip's frames; None for a clip that no example uses."""
-        if isinstance(item, PictureItem):
+        if isinstance(item, Picture):
             return torch.from_numpy(self.source.picture(item, side=self.side))
         if not isinstance(item, Clip) or item.n_samples > self.config.max_audio_samples:
             return None
         return audio_frames(self.source.waveform(item), self.config.mel, factor=self.config.audio.factor)
 
-    def order(self, found: list[Document], *, shuffle: bool) -> Order:
-        """Documents packed by positions, pictures and audio frames."""
-        lengths = [(len(d), len(d.image_slots), len(d.audio_slots)) for d in found]
+    def order(self, chosen: list[Example], found: list[Document], *, shuffle: bool) -> Order:
+        """Examples and their documents packed by positions, image positions, audio frames and clips."""
+        lengths = [
+            (len(d), len(d.image_slots), len(d.audio_slots), len(e.clips) if len(d.audio_slots) else 0)
+            for e, d in zip(chosen, found, strict=True)
+        ]
         n_items = self.run.train.batch_items
         return Order(lengths, capacity=self._capacity(), n_items=n_items, seed=self.run.seed, shuffle=shuffle)
 
@@ -145,7 +157,7 @@ class OmniStage(StageBase):
         """Every example once."""
         chosen = self.examples(split)
         found = self.documents(split, chosen)
-        for row in self.order(found, shuffle=False).epoch(0):
+        for row in self.order(chosen, found, shuffle=False).epoch(0):
             yield self.collate(split, [chosen[i] for i in row], [found[i] for i in row])
 
     def media(
@@ -157,19 +169,19 @@ class OmniStage(StageBase):
     ) -> list[Media]:
         """What each example shows and plays, where its document has a place for it; pictures moved with `draw`."""
         size = self.config.vision.image_size
-        shown = [
-            e.picture
-            for e, d in zip(chosen, found, strict=True)
-            if e.picture is not None and len(d.image_slots)
-        ]
+        shown = [i for e, d in zip(chosen, found, strict=True) if len(d.image_slots) for i in e.pictures]
         images = torch.zeros(0, 3, size, size)
         if shown:
             images = to_float(torch.stack([self.pixels(split, picture) for picture in shown]), size)
-        pictures = iter(augment(images, draw) if draw is not None and shown else images)
+        if draw is not None and shown:
+            written = torch.tensor([isinstance(self.pictures(split)[i], LineItem) for i in shown])
+            # What is written can be read neither mirrored nor cut off.
+            images = torch.where(written[:, None, None, None], images, augment(images, draw))
+        rest = iter(images)
         return [
             Media(
-                images=(next(pictures),) if len(d.image_slots) else (),
-                clips=(self.frames(split, e.clip),) if e.clip is not None and len(d.audio_slots) else (),
+                images=tuple(next(rest) for _ in e.pictures) if len(d.image_slots) else (),
+                clips=tuple(self.frames(split, clip) for clip in e.clips) if len(d.audio_slots) else (),
             )
             for e, d in zip(chosen, found, strict=True)
         ]
@@ -184,19 +196,22 @@ class OmniStage(StageBase):
     def _packed(
         self, found: list[Document], own: list[Media], room: tuple[list[int], int], *, media: bool = True
     ) -> PackedBatch:
-        (n_tokens, n_slots, n_audio), n_items = room
+        (n_tokens, n_slots, n_audio, n_clips), n_items = room
         size, per_image = self.config.vision.image_size, self.config.vision.n_image_tokens
         return pack(
             found, own, n_tokens=n_tokens, n_docs=n_items, max_seq_len=self.config.max_seq_len,
             n_images=n_slots // per_image if media else 0, n_image_tokens=per_image, image_shape=(3, size, size),
-            n_audio=n_audio if media else 0, n_clips=n_items, max_clip=self.config.max_audio_tokens,
+            n_audio=n_audio if media else 0, n_clips=n_clips, max_clip=self.config.max_audio_tokens,
             frame_width=self.config.mel.n_mels * self.config.audio.factor,
         )  # fmt: skip
 
     def _capacity(self) -> list[int]:
-        """Positions, image positions and audio frames of a batch."""
+        """Positions, image positions, audio frames and clips of a batch."""
         train = self.run.train
-        return [train.batch_tokens, train.batch_items * self.config.vision.n_image_tokens, train.batch_tokens]
+        n_images = max(train.batch_items, MAX_PICTURES)
+        return [
+            train.batch_tokens, n_images * self.config.vision.n_image_tokens, train.batch_tokens, train.batch_items,
+        ]  # fmt: skip
 
     def counts(self, batch: PackedBatch) -> dict[str, torch.Tensor | int]:
         """Answer tokens, and positions for the balance loss."""
@@ -247,7 +262,7 @@ class OmniStage(StageBase):
         found = self.documents(split, chosen, media=media)
         nats, tokens, exact = (torch.zeros(len(chosen)) for _ in range(3))
         device = self.device(model)
-        for row in self.order(found, shuffle=False).epoch(0):
+        for row in self.order(chosen, found, shuffle=False).epoch(0):
             batch = self.collate(split, [chosen[i] for i in row], [found[i] for i in row], media=media).to(
                 device
             )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from muomni.data.examples import Example, swapped
 from muomni.data.items import Split
-from muomni.data.tasks import NAMING, TASKS, Example
+from muomni.data.tasks import CHOOSING, NAMING, TASKS
 from muomni.models.thinker import Thinker
 from muomni.train.stage import Figure, Parts, load_parent
 
@@ -19,21 +19,6 @@ if TYPE_CHECKING:
 
 PER_TASK = 64
 """Held-out examples a task is measured on, at most."""
-
-
-def swapped(chosen: list[Example]) -> list[Example]:
-    """The same questions and answers, each with the picture, or else the recording, of another example.
-
-    A spoken question keeps its clip: only what the answer depends on changes. The other example is the
-    nearest one, cyclically, whose answer differs.
-    """
-    result = []
-    for i, example in enumerate(chosen):
-        others = (chosen[(i + k) % len(chosen)] for k in range(1, len(chosen)))
-        other = next((o for o in others if o.answer != example.answer), example)
-        changes = {"picture": other.picture} if example.picture is not None else {"clip": other.clip}
-        result.append(dataclasses.replace(example, **changes))
-    return result
 
 
 def figures(stage: OmniStage, model: nn.Module, split: Split) -> list[Figure]:
@@ -62,34 +47,58 @@ def figures(stage: OmniStage, model: nn.Module, split: Split) -> list[Figure]:
         )
     )  # fmt: skip
     for what, tasks in (("picture", NAMING), ("recording", ("transcribe",))):
-        right = _joined([scores[t] for t in tasks if t in scores])
-        wrong = _joined([stage.score(model, split, swapped(chosen[t])) for t in tasks if t in chosen])
+        measured = [task for task in tasks if task in chosen]
+        if not measured:
+            continue
+        right = _joined([scores[t] for t in measured])
+        wrong = _joined([stage.score(model, split, swapped(chosen[t])) for t in measured])
         rows.append(
             Figure(
                 name=f"answer loss, right {what}", value=_mean(right), baseline=_mean(wrong),
                 baseline_name=f"another item's {what}", n=len(right[0]),
             )
         )  # fmt: skip
-    common = Counter(item.group for item in stage.data.pictures("train")).most_common(1)[0][0]
+    groups = Counter(item.group for item in stage.data.pictures("train") if item.group)
+    common = groups.most_common(1)[0][0] if groups else ""
     for task, name in (("group", "typed"), ("group spoken", "spoken")):
-        majority = sum(e.answer == common for e in chosen[task]) / len(chosen[task])
+        if task in chosen:
+            rows.append(
+                _exact(
+                    f"group accuracy, {name} question", [scores[task]],
+                    baseline=_share(chosen[task], common), baseline_name="most common group",
+                )
+            )  # fmt: skip
+    for task in CHOOSING:
+        if task in chosen:
+            common = Counter(e.answer for e in chosen[task]).most_common(1)[0][0]
+            rows.append(
+                _exact(
+                    f"right answers, {task}", [scores[task]],
+                    baseline=_share(chosen[task], common), baseline_name="most common answer",
+                )
+            )  # fmt: skip
+    naming = [scores[t] for t in ("name", "name spoken") if t in scores]
+    if naming:
         rows.append(
-            Figure(
-                name=f"group accuracy, {name} question", value=float(scores[task][2].mean()), baseline=majority,
-                baseline_name="most common group", better="higher", n=len(chosen[task]),
-            )
-        )  # fmt: skip
-    naming = _joined([scores[t] for t in ("name", "name spoken")])
-    rows.append(
-        Figure(
-            name="exact label, unseen concepts", value=float(naming[2].mean()), baseline=0.0,
-            baseline_name="most common label", better="higher", n=len(naming[0]),
+            _exact("exact label, unseen concepts", naming, baseline=0.0, baseline_name="most common label")
         )
-    )  # fmt: skip
     return rows
 
 
 Scores = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _exact(name: str, parts: list[Scores], *, baseline: float, baseline_name: str) -> Figure:
+    """Share of answers of which every token is the likeliest one."""
+    _, _, exact = _joined(parts)
+    return Figure(
+        name=name, value=float(exact.mean()), baseline=baseline, baseline_name=baseline_name, better="higher",
+        n=len(exact),
+    )  # fmt: skip
+
+
+def _share(chosen: list[Example], answer: str) -> float:
+    return sum(e.answer == answer for e in chosen) / len(chosen)
 
 
 def _mean(scores: Scores) -> float:

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from muomni.config import RunConfig
 from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import HOST, Batch, Order, cumulative, pack
+from muomni.data.examples import Example, Places, documents, fitting
 from muomni.data.items import Item, SpeechItem, Split
-from muomni.data.tasks import SAY, Example, Places, documents, fitting
 from muomni.data.template import Document
 from muomni.data.usable import Usable
+from muomni.data.wordings import SAY
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker

@@ -104,7 +104,7 @@ def omni_samples(stage: OmniStage, model: nn.Module, split: Split, folder: Path)
     documents = stage.documents(split, chosen)
     none = torch.zeros(0)
     prompts: list[tuple[torch.Tensor, torch.Tensor]] = [(none, none)] * len(chosen)
-    for row in stage.order(documents, shuffle=False).epoch(0):
+    for row in stage.order(chosen, documents, shuffle=False).epoch(0):
         batch = stage.collate(split, [chosen[i] for i in row], [documents[i] for i in row])
         batch = batch.to(stage.device(model))
         embeds = stage.embeds(model, batch)

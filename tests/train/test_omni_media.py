@@ -1,0 +1,101 @@
+"""What stage omni shows and plays for an example: the right media, in order, writing never moved."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from muomni.config import RunConfig
+from muomni.data import embedded
+from muomni.data.examples import Example
+from muomni.data.image import to_float
+from muomni.data.items import LineItem, PictureItem
+from muomni.tokens import IMAGE
+from muomni.train.stages.omni import OmniStage
+
+SmallRun = Callable[..., RunConfig]
+
+
+def _built(run: RunConfig, trained: Path) -> OmniStage:
+    torch.manual_seed(0)
+    stage = OmniStage(run)
+    stage.build(run, trained)
+    return stage
+
+
+def test_pictures_of_one_example_are_shown_in_its_order_and_clips_played_in_theirs(
+    trained: Path, small_run: SmallRun
+) -> None:
+    stage = _built(small_run("omni"), trained)
+    asked = [
+        Example(task="count", question="how many", answer="three", pictures=(5, 2, 9)),
+        Example(task="transcribe", question="what is said", answer="one", clips=(3, 0)),
+        Example(task="name spoken", question="", answer="it", pictures=(2,), clips=(1,)),
+    ]
+    found = stage.documents("train", asked)
+    batch = stage.collate("train", asked, found)
+    items, size = embedded.SET.pictures("train"), stage.config.vision.image_size
+    assert batch.images is not None and batch.audio_cu_seqlens is not None
+    for place, i in enumerate((5, 2, 9, 2)):
+        expected = to_float(torch.from_numpy(embedded.SET.picture(items[i]))[None], size)[0]
+        torch.testing.assert_close(batch.images[place], expected)
+    assert (batch.images[4:] == 0).all()
+    assert [int((d.input_ids == IMAGE).sum()) for d in found] == [3, 0, 1]
+    lengths = [-(-embedded.SET.speech("train")[i].n_samples // 1_280) for i in (3, 0, 1)]
+    assert batch.audio_cu_seqlens.diff()[:3].tolist() == lengths
+
+
+def test_a_row_holds_no_more_pictures_and_clips_than_it_has_room_for(
+    trained: Path, small_run: SmallRun
+) -> None:
+    """Two documents of four pictures and two clips each: neither fits beside the other."""
+    stage = _built(small_run("omni"), trained)
+    asked = [
+        *(Example(task="count", question="q", answer="a", pictures=(0, 1, 2, 3)) for _ in range(2)),
+        *(Example(task="transcribe", question="q", answer="a", clips=(0, 0, 1, 1)) for _ in range(2)),
+    ]
+    found = stage.documents("train", asked)
+    rows = stage.order(asked, found, shuffle=False).epoch(0)
+    assert [len(row) for row in rows] == [2, 2]
+    for row in rows:
+        stage.collate("train", [asked[i] for i in row], [found[i] for i in row])
+
+
+def test_the_smallest_batch_has_room_for_one_example_of_any_task(trained: Path, small_run: SmallRun) -> None:
+    stage = _built(small_run("omni", batch_items=1), trained)
+    asked = [e for e in stage.examples("train") if len(e.pictures) == 4][:1]
+    assert asked
+    batch = stage.collate("train", asked, stage.documents("train", asked))
+    assert batch.images is not None and len(batch.images) == 4
+
+
+def test_an_example_with_one_unreadable_picture_is_not_shown(trained: Path, small_run: SmallRun) -> None:
+    stage = _built(small_run("omni"), trained)
+    example = Example(task="count", question="q", answer="a", pictures=(0, 1, 2))
+    assert stage._readable(example)
+    bad = stage.pictures("train")[1].id
+    whole = stage.data.value
+    stage.data.value = lambda item: None if item.id == bad else whole(item)  # type: ignore[method-assign]
+    assert not stage._readable(example) and stage._readable(dataclasses.replace(example, pictures=(0, 2)))
+
+
+def test_pictures_are_augmented_and_writing_is_not(
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = OmniStage(small_run("omni"))
+    pixels = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    shown = (
+        PictureItem(id="a", label="dog", tags=(), group="", split="train"),
+        LineItem(id="b", text="dog", split="train"),
+    )
+    monkeypatch.setattr(stage, "pictures", lambda split: shown)
+    monkeypatch.setattr(stage, "data", SimpleNamespace(value=lambda item: pixels), raising=False)
+    asked = [Example(task="read", question="q", answer="a", pictures=(1, 0))]
+    document = SimpleNamespace(image_slots=[1, 2], audio_slots=[])
+    draw = torch.Generator().manual_seed(1)
+    (media,) = stage.media("train", asked, [document], draw)  # type: ignore[list-item]
+    plain = to_float(pixels[None], 32)[0]
+    assert torch.equal(media.images[0], plain) and not torch.allclose(media.images[1], plain, atol=0.1)
