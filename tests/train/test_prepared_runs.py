@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(made.adapter(n=300), root, cache=root)
 
 
-def _run(small_run: SmallRun, name: str, folder: Path, **changes: object) -> RunConfig:
-    run = small_run(name, steps=2, **changes)
+def _run(small_run: SmallRun, name: str, folder: Path, *, steps: int = 2, **changes: object) -> RunConfig:
+    run = small_run(name, steps=steps, **changes)
     # Of so few words no larger vocabulary can be made.
     thinker = dataclasses.replace(run.model.thinker, vocab_size=300)
     return dataclasses.replace(run, data=str(folder), model=dataclasses.replace(run.model, thinker=thinker))
@@ -85,7 +85,7 @@ def test_a_file_that_breaks_after_preparing_is_left_out_and_listed(
     root = tmp_path / "run"
     shutil.copytree(trained, root)
     shutil.rmtree(root / name)
-    run = _run(small_run, name, folder, bad_samples=0.9)
+    run = _run(small_run, name, folder, steps=12, bad_samples=0.9)
     open_source.cache_clear()
     result = train(make_stage(run), run, root)
     assert 0 < result.quarantined["train"] <= len(broken)
