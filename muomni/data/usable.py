@@ -81,6 +81,7 @@ class Usable(Source):
         room for; raises MediaError for a bad one. cache_bytes: what is kept of it in memory.
         """
         self._quarantine, self._kinds, self._read, self._source = quarantine, kinds, read, source
+        self.admitted = source.admitted
         self._splits: dict[str, list[Item]] = {}
         self._cache = Bounded(cache_bytes)
         for split in BEFORE_TRAINING:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data.batch import Order, PackedBatch, pack
+from muomni.data.batch import Order, PackedBatch, pack, permutation
 from muomni.data.items import Source, Split
 from muomni.data.template import Document, render_text
 from muomni.data.text import Tokenizer, train_tokenizer
+from muomni.data.text_mix import mix
 from muomni.data.usable import Usable
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
@@ -38,21 +40,47 @@ def load_tokenizer(root: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def training_texts(split: Split, source: Source) -> list[str]:
-    """Every text of a split: conversations, prose, transcripts, spoken questions, pictures' words; lines once."""
-    return [
-        *(item.text for item in source.conversations(split)),
-        *(item.text for item in source.texts(split)),
-        *_once(item.text for item in source.speech(split)),
-        *_once("\n".join(filter(None, (item.text, item.answer))) for item in source.questions(split)),
-        *_once("\n".join([i.label, *i.captions, ", ".join(i.tags)]) for i in source.pictures(split)),
-        *_once(item.text for item in source.lines(split)),
-    ]
+TEMPERATURE = 1.5
+"""Of the mix of several prepared sets: small ones are read more often than their size says."""
+TECHNICAL_SHARE = 0.25
+"""Most of the tokens that may be documentation and descriptions of software, if there is other text."""
+WORDS = "words"
+"""What is said, asked, shown and written of all sets, as one set of the mix."""
 
 
-def _once(texts: Iterable[str]) -> list[str]:
-    """The same sentence is spoken by many voices, the same picture drawn in many styles."""
-    return list(dict.fromkeys(texts))
+def training_texts(split: Split, source: Source) -> dict[str, list[str]]:
+    """Every text of a split by set: conversations and prose; and transcripts, questions, pictures' words and lines."""
+    found: dict[str, list[str]] = {}
+    for item in (*source.conversations(split), *source.texts(split)):
+        found.setdefault(item.id.partition("/")[0] if source.admitted else "text", []).append(item.text)
+    # The same sentence is spoken by many voices, the same picture drawn in many styles.
+    words = dict.fromkeys(
+        [
+            *(item.text for item in source.speech(split)),
+            *("\n".join(filter(None, (item.text, item.answer))) for item in source.questions(split)),
+            *("\n".join([i.label, *i.captions, ", ".join(i.tags)]) for i in source.pictures(split)),
+            *(item.text for item in source.lines(split)),
+        ]
+    )
+    return found | ({WORDS: list(words)} if words else {})
+
+
+def mixed(
+    by_set: Mapping[str, Sequence[Document]], technical: Collection[str], *, seed: int
+) -> list[Document]:
+    """About as many tokens as there are, each set by its share of the mix: whole copies, and a drawn part."""
+    sizes = {name: sum(map(len, documents)) for name, documents in by_set.items()}
+    shares = mix(sizes, technical, temperature=TEMPERATURE, technical_share=TECHNICAL_SHARE)
+    found: list[Document] = []
+    for number, (name, documents) in enumerate(by_set.items()):
+        copies, left = divmod(shares[name] * sum(sizes.values()), sizes[name])
+        found += [*documents] * int(copies)
+        for i in permutation(len(documents), seed=seed, epoch=number).tolist():
+            if left < len(documents[i]) / 2:
+                break
+            found.append(documents[i])
+            left -= len(documents[i])
+    return found
 
 
 class TextStage(StageBase):
@@ -68,17 +96,23 @@ class TextStage(StageBase):
         path = tokenizer_path(root)
         if not path.is_file():
             root.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(training_texts("train", self.data), run.model.thinker.vocab_size).save(path)
+            texts = chain.from_iterable(training_texts("train", self.data).values())
+            train_tokenizer(texts, run.model.thinker.vocab_size).save(path)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._orders: dict[str, tuple[list[Document], Order]] = {}
         return Parts(thinker=Thinker(run.model.thinker))
 
     def documents(self, split: Split) -> list[Document]:
         """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
-        if split == "train":
-            texts = training_texts(split, self.data)
-        else:
-            texts = [c.text for c in self.data.conversations(split)]
+        if split != "train":
+            return self._documents([c.text for c in self.data.conversations(split)])
+        by_set = {name: self._documents(texts) for name, texts in training_texts(split, self.data).items()}
+        if not self.data.admitted:
+            return list(chain.from_iterable(by_set.values()))
+        technical = {i.id.partition("/")[0] for i in self.data.texts(split) if i.technical}
+        return mixed(by_set, technical, seed=self.run.seed)
+
+    def _documents(self, texts: list[str]) -> list[Document]:
         longest = self.config.max_seq_len
         return [
             d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)
