@@ -13,12 +13,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find muomni kernels csrc -type f -not -name '*.pyc' -not -name '*.so' -not -path '*.egg-info/*')
 
-.PHONY: help demo test lint types sanitize fuzz fuzz-arm mutants chaos clean
+.PHONY: help demo test lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean
 
 help:
 	@echo "make demo   train every part on real data, answer one omni turn, write $(OUT)/report.html"
 	@echo "make test   set up and run the test suite against the installed wheel"
-	@echo "make lint types sanitize fuzz fuzz-arm mutants chaos clean"
+	@echo "make lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean"
 
 demo: $(VENV)/installed
 	@$(BIN)/muomni demo --out "$(OUT)" $(DEMO_FLAGS)
@@ -42,6 +42,9 @@ fuzz:
 
 fuzz-arm:
 	@bash tests/fuzz_arm.sh $(CASES) $(SEED)
+
+fuzz-media: $(VENV)/installed-dev
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/data/fuzz_media.py $(or $(CASES),100000) $(or $(SEED),0)
 
 mutants: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutations.py

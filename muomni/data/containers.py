@@ -140,12 +140,13 @@ def _png_chunks(stream: io.BufferedIOBase, n_bytes: int) -> str:
 
 def _jpeg_segments(stream: io.BufferedIOBase, n_bytes: int) -> str:
     """Segments before the pixels, then scans: each scan costs a pass over all pixels, and may be 30 bytes long."""
-    at = 2
+    at, progressive = 2, False
     for _ in range(MAX_CHUNKS):
         stream.seek(at)
         head = stream.read(4)
         if len(head) < 4 or head[:2] == b"\xff\xda":
             break
+        progressive = progressive or head[:2] == b"\xff\xc2"
         # Pillow skips bytes between segments one by one.
         if head[0] != 0xFF or head[1] == 0xFF:
             at += 1
@@ -156,12 +157,16 @@ def _jpeg_segments(stream: io.BufferedIOBase, n_bytes: int) -> str:
     else:
         return f"has more than {MAX_CHUNKS} segments before its pixels; write it again with another program"
     stream.seek(at)
-    n_scans, last = 0, b""
-    while piece := stream.read(PIECE):
+    n_scans, last, ended = 0, b"", False
+    while n_scans <= MAX_SCANS and (piece := stream.read(PIECE)):
         n_scans += (last + piece).count(b"\xff\xda")
+        ended = ended or b"\xff\xd9" in last + piece
         last = piece[-1:]
     if n_scans > MAX_SCANS:
-        return f"has {n_scans} scans, at most {MAX_SCANS} are read; write it again with another program"
+        return f"has more than {MAX_SCANS} scans; write it again with another program"
+    # A decoder would first make room for the whole of it, 10 bytes a pixel.
+    if progressive and not ended:
+        return "is cut: its end is missing; expected a whole file"
     return ""
 
 

@@ -189,10 +189,15 @@ def _decode(file: soundfile.SoundFile, stream: _Stream, name: str) -> np.ndarray
 
 
 def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
-    """(n, channels) float32. Raises MediaError for a sample that is not finite or far beyond full scale."""
-    # soundfile seeks after each read, and an MP3 decoder forgets there what the next frame needs.
-    n_frames = -1 if file.format == "MP3" else BLOCK_BYTES // (4 * file.channels)
-    while len(block := file.read(n_frames, dtype="float32", always_2d=True)):
+    """(n, channels) float32, valid until the next. Raises MediaError for a sample not finite or far too large."""
+    # soundfile seeks after each read, and an MP3 decoder can lose there what the next frame needs.
+    n_frames = file.frames if file.format == "MP3" else min(file.frames, BLOCK_BYTES // (4 * file.channels))
+    room = np.empty((n_frames, file.channels), np.float32)
+    left = file.frames
+    while len(block := file.read(out=room)):
+        left -= len(block)
+        if left < 0:
+            raise MediaError(f"{name}: holds more than the {file.frames} samples it states; write it again.")
         low, high = float(block.min()), float(block.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise MediaError(f"{name}: holds samples that are not finite; expected a recording.")
@@ -201,6 +206,8 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
                 f"{name}: samples up to {max(-low, high):.0f}; expected about -1 to 1, scale them."
             )
         yield block
+        if file.format == "MP3":
+            return
 
 
 def read_text(source: str | bytes, *, name: str) -> str:
