@@ -118,7 +118,8 @@ def fill(run: RunConfig, root: Path) -> float | None:
             # Its data need no trained parent, only the text stage's tokenizer.
             with mock.patch.object(omni_module, "load_parent"):
                 omni.build(text.run, root)
-            order = omni.order(omni.documents("train", omni.examples("train")), shuffle=True)
+            chosen = omni.examples("train")
+            order = omni.order(chosen, omni.documents("train", chosen), shuffle=True)
     return float(order.lengths[:, 0].sum() / (len(order.epoch(0)) * order.capacity[0]))
 
 

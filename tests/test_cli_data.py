@@ -44,7 +44,7 @@ def test_a_recipe_is_prepared_once_and_says_what_it_downloads(capsys: pytest.Cap
     code, shown, _ = run("prepare", "small", "--workers", "1", capsys=capsys)
     assert code == 0
     assert "to download into" in shown and "1 of unknown size" in shown and "made 1 (pypi, MIT)" in shown
-    assert "made: 120 speech, 0.01 h; 120 pictures" in shown and "12 questions, 0.00 h" in shown
+    assert "made: 120 speech, 0.04 h; 120 pictures" in shown and "12 questions, 0.00 h" in shown
     code, shown, _ = run("prepare", "made", capsys=capsys)
     assert code == 0 and shown.startswith("made: already there, 120 speech")
 
@@ -97,14 +97,13 @@ def test_stats_are_those_of_the_items(few_sets: Path, capsys: pytest.CaptureFixt
     rows = {(row["kind"], row["split"]): row for row in json.loads(shown)}
     speech = [row for (kind, _), row in rows.items() if kind == "speech"]
     assert sum(row["items"] for row in speech) == 120
-    assert sum(row["hours"] for row in speech) == pytest.approx(120 * 0.4 / 3600, rel=0.02)
+    assert sum(row["hours"] for row in speech) == pytest.approx(120 * made.SECONDS / 3600, rel=0.02)
     assert rows["speech", "train"]["speakers"] == 3 and rows["speech", "train"]["synthetic"] == 0
-    # Three words of some 15 characters in 0.4 s: more than the 20 places that five frames of 12.5 Hz give.
     assert rows["speech", "train"]["fit_the_context"] == rows["speech", "train"]["items"]
-    exact = [i for i in range(120) if len(made.sentence(i)) <= 20]
-    assert sum(row["ctc_feasible"] for row in speech) <= len(exact)
+    # Three words of at most 18 characters, and 15 frames of 12.5 Hz with four places each.
+    assert sum(row["ctc_feasible"] for row in speech) == 120
     code, shown, _ = run("stats", "made", capsys=capsys)
-    assert code == 0 and "seconds 5/50/95 %" in shown and "0.4/0.4/0.4" in shown
+    assert code == 0 and "seconds 5/50/95 %" in shown and "1.2/1.2/1.2" in shown
 
 
 def test_the_embedded_set_has_stats_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,11 @@ PACKAGE = Package(
 )
 
 
-def tone(seed: int, *, rate: int = 22_050, seconds: float = 0.4) -> bytes:
+SECONDS = 1.2
+"""Of every recording."""
+
+
+def tone(seed: int, *, rate: int = 22_050, seconds: float = SECONDS) -> bytes:
     """A FLAC of a tone whose pitch is the seed's."""
     time = np.arange(int(rate * seconds)) / rate
     buffer = io.BytesIO()

@@ -5,16 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from muomni.data.items import read_item
-from muomni.data.sources import adapters
+from muomni.data.sources import adapters, fetch
 from muomni.data.sources.adapter import Found
 from muomni.data.sources.fetch import Package
 
 
 def place(package: Package, cache: Path, files: Mapping[str, bytes | str]) -> None:
     """Put a package's files into the cache, as after a download."""
-    folder = cache / f"{package.registry}-{package.name.replace('/', '_')}-{package.version}".replace(
-        ":", "_"
-    )
+    folder = fetch._folder(package, cache)
     (folder / "archive").mkdir(parents=True)
     (folder / "archive" / "package").write_text(package.sha256)
     for name, content in files.items():

@@ -48,7 +48,7 @@ def test_what_is_prepared_is_what_was_found(whole: Path) -> None:
             if isinstance(item, SpeechItem):
                 assert (item.text, item.raw_text) == (one.fields["text"], one.fields["raw_text"])
                 expected = read_audio(payload)
-                assert item.n_samples == len(expected) == pytest.approx(6_400, abs=2)
+                assert item.n_samples == len(expected) == pytest.approx(16_000 * made.SECONDS, abs=2)
                 np.testing.assert_array_equal(source.waveform(item), expected)
             if isinstance(item, PictureItem):
                 assert source.picture(item, side=64).shape == (3, 64, 64)

