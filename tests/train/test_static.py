@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_ten_training_batches_differ_in_values_alone(name: str, trained: Path, s
 @pytest.fixture
 def all_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole embedded set, also where another test's `small_data` is in force."""
-    monkeypatch.setattr(embedded, "SET", embedded.Embedded())
+    monkeypatch.setattr(embedded.SET, "items", partial(embedded.Embedded.items, embedded.SET))
 
 
 @pytest.mark.usefixtures("all_data")
