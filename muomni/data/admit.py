@@ -19,7 +19,7 @@ from muomni.data.items import (
     read_item,
 )
 from muomni.data.media import MediaError, read_audio, read_image, read_text
-from muomni.data.sources.adapter import Found
+from muomni.data.sources.adapter import Found, LeftOutError
 from muomni.data.splits import picture_fingerprint, split_of, text_fingerprint
 from muomni.data.usable import texts
 
@@ -61,6 +61,8 @@ def admit(found: Found, held_out_speakers: tuple[str, ...] = ()) -> Admitted | R
         for text in texts(item):
             read_text(text, name=found.id)
         length, fingerprint = _measured(item, payload, found.files)
+    except LeftOutError as error:
+        return Refused(id=found.id, reason=str(error), bad=False)
     except MediaError as error:
         reason = str(error)
         return Refused(id=found.id, reason=reason.replace(f"<{len(found.payload)} bytes>", found.id)

@@ -11,6 +11,10 @@ from muomni.data.items import Kind, Split
 from muomni.data.sources.fetch import Package
 
 
+class LeftOutError(Exception):
+    """Raised by a payload's function: a sound item that a rule leaves out, so that it does not count as bad data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """One item before it is admitted; its files have not been decoded yet."""
@@ -24,7 +28,7 @@ class Found:
     """The fields of the kind's item (items.TYPES) except id, split, n_samples and sizes."""
     payload: bytes | Callable[[], bytes] = b""
     """Its file as it came; or a function that makes it in a worker: picklable (a functools.partial of a module's
-    function), the same bytes every time. It may raise MediaError. Kinds of text have none."""
+    function), the same bytes every time. It may raise MediaError or LeftOutError. Kinds of text have none."""
     suffix: str = ""
     """Of the payload's file, such as .flac or .webp."""
     files: tuple[bytes, ...] = ()

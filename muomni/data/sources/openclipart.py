@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from muomni.data.sources.adapter import Adapter, Found
+from PIL import Image
+
+from muomni.data.media import MAX_PIXELS
+from muomni.data.sources.adapter import Adapter, Found, LeftOutError
 from muomni.data.sources.fetch import Package, fetch
 from muomni.data.sources.svg import shrunk
 
@@ -82,6 +85,9 @@ def _find(cache: Path) -> Iterator[Found]:
 
 
 def _small(path: Path, name: str) -> bytes:
+    with Image.open(path) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise LeftOutError("larger than the gate lets pass")
     return shrunk(path.read_bytes(), name=name)
 
 

@@ -7,6 +7,7 @@ import io
 from PIL import Image
 
 from muomni.data.media import MediaError, read_image
+from muomni.data.sources.adapter import LeftOutError
 from muomni.data.sources.fetch import build_tool
 
 SIDE = 128
@@ -16,7 +17,7 @@ LEAST_INK = 0.01
 
 
 def rasterise(svg: str, *, name: str) -> bytes:
-    """An SVG document as a WebP of at most SIDE x SIDE pixels. Raises MediaError for a broken or near-blank one."""
+    """An SVG document as a WebP of at most SIDE x SIDE pixels. Raises MediaError if it is broken, LeftOutError if near-blank."""
     try:
         png = build_tool("resvg_py").svg_to_bytes(
             svg_string=svg, width=SIDE, background="#ffffff", skip_system_fonts=True
@@ -27,12 +28,12 @@ def rasterise(svg: str, *, name: str) -> bytes:
 
 
 def shrunk(payload: bytes, *, name: str) -> bytes:
-    """A picture as WebP of at most SIDE x SIDE pixels, on white. Raises MediaError for a broken or near-blank one."""
+    """A picture as WebP of at most SIDE x SIDE pixels, on white. Raises MediaError if it is broken, LeftOutError if near-blank."""
     picture = read_image(payload)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     histogram = picture.convert("L").histogram()
     if sum(histogram[:240]) < LEAST_INK * picture.width * picture.height:
-        raise MediaError(f"{name}: is nearly blank.")
+        raise LeftOutError("nearly blank")
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=72, method=6)
     return buffer.getvalue()
