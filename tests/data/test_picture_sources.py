@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from muomni.data.admit import Admitted, Refused, admit
 from muomni.data.items import LineItem
 from muomni.data.media import MediaError, read_image
 from muomni.data.sources import chitchat, emoji, iconify, lines, openclipart, svg
+from muomni.data.sources.adapter import Found, LeftOutError
 
 WORDS = [
     {"emoji": "🚶", "hexcode": "1F6B6", "label": "Person Walking", "tags": ["walk"], "group": 1},
@@ -61,13 +63,18 @@ def test_a_drawing_is_rasterised_on_white(style: Path) -> None:
     assert (pixels[:8, :8] > 245).all() and (abs(pixels[60:68, 60:68] - (255, 0, 0)) < 30).all()
 
 
-@pytest.mark.parametrize(("drawing", "told"), [("<svg", "is a broken drawing"), (None, "is nearly blank")])
-def test_broken_and_blank_drawings_are_bad(drawing: str | None, told: str) -> None:
+@pytest.mark.parametrize(
+    ("drawing", "error", "told"),
+    [("<svg", MediaError, "is a broken drawing"), (None, LeftOutError, "nearly blank")],
+)
+def test_broken_drawings_are_bad_and_blank_ones_are_left_out(
+    drawing: str | None, error: type[Exception], told: str
+) -> None:
     pytest.importorskip("resvg_py", reason="resvg_py is not installed: muomni[data]")
     blank = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><path fill="#fff" d="M1 1h2v2z"/></svg>'
     )
-    with pytest.raises(MediaError, match=told):
+    with pytest.raises(error, match=told):
         svg.rasterise(drawing or blank, name="x")
 
 
@@ -108,11 +115,18 @@ def test_clip_art_has_its_title_subjects_and_description(cache: Path) -> None:
     assert isinstance(admitted, Admitted) and read_image(admitted.payload).size == (128, 128)
 
 
-def test_a_nearly_blank_picture_is_bad(cache: Path) -> None:
+def test_a_nearly_blank_or_too_large_picture_is_left_out_and_not_counted_as_bad(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (200, 100), (255, 255, 250)).save(buffer, "PNG")
-    with pytest.raises(MediaError, match="x: is nearly blank"):
-        svg.shrunk(buffer.getvalue(), name="x")
+    (cache / "x.png").write_bytes(buffer.getvalue())
+    fields = {"label": "x", "tags": [], "group": "y"}
+    payload = partial(openclipart._small, cache / "x.png", "x")
+    one = Found(kind="pictures", id="x", group="x", fields=fields, payload=payload)
+    assert admit(one) == Refused(id="x", reason="nearly blank", bad=False)
+    monkeypatch.setattr(openclipart, "MAX_PIXELS", 19_999)
+    assert admit(one) == Refused(id="x", reason="larger than the gate lets pass", bad=False)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ LEAST_INK = 0.01
 
 
 def rasterise(svg: str, *, name: str) -> bytes:
-    """An SVG document as a WebP of at most SIDE x SIDE pixels. Raises MediaError if it is broken, LeftOutError if near-blank."""
+    """An SVG document as a WebP of at most SIDE x SIDE pixels. Raises MediaError for a broken
+    one, LeftOutError for one that is near-blank.
+    """
     try:
         png = build_tool("resvg_py").svg_to_bytes(
             svg_string=svg, width=SIDE, background="#ffffff", skip_system_fonts=True
@@ -28,7 +30,9 @@ def rasterise(svg: str, *, name: str) -> bytes:
 
 
 def shrunk(payload: bytes, *, name: str) -> bytes:
-    """A picture as WebP of at most SIDE x SIDE pixels, on white. Raises MediaError if it is broken, LeftOutError if near-blank."""
+    """A picture as WebP of at most SIDE x SIDE pixels, on white. Raises MediaError for a broken
+    one, LeftOutError for one that is near-blank.
+    """
     picture = read_image(payload)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     histogram = picture.convert("L").histogram()
