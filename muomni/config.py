@@ -222,7 +222,9 @@ MOST_BETA2_BF16 = 0.995
 _RANGES: dict[str, tuple[float, float]] = {
     "optim.decay_share": (0, 1), "optim.ema_decay": (0, 1), "optim.spike_sigma": (0, math.inf),
     "optim.spike_window": (2, math.inf), "train.bad_steps": (0, math.inf), "train.workers": (-1, 257),
-    "train.bad_samples": (0, 1),
+    "train.bad_samples": (0, 1), "train.micro_batches": (1, math.inf), "train.log_every": (1, math.inf),
+    "train.batch_tokens": (1, math.inf), "train.batch_items": (1, math.inf), "train.keep": (1, math.inf),
+    "train.save_every": (0, math.inf), "train.eval_every": (0, math.inf), "optim.warmup_steps": (0, math.inf),
 }  # fmt: skip
 
 

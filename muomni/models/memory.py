@@ -12,3 +12,8 @@ def recompute(model: nn.Module, on: bool) -> None:
     for part in model.modules():
         if isinstance(part, Stack):
             part.recompute = on
+
+
+def draws_again(model: nn.Module) -> bool:
+    """Whether blocks that are computed again draw random numbers, and so read and set the generator."""
+    return any(isinstance(part, Stack) and part.recompute and part.dropout > 0 for part in model.modules())

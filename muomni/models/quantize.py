@@ -117,7 +117,7 @@ class ResidualVQ(nn.Module):
         order = torch.argsort(rows, descending=True, stable=True)
         residuals, codes, rows = residuals[order], codes[order], rows[order]
         if not self._started:
-            # One look at the device, once in a process.
+            # A look at the device, until a first commit is kept: the loop puts that of a bad step back.
             self._started = bool(self.n_commits > 0)
             if not self._started:
                 residuals, codes = self._start(residuals[:, 0], rows)
@@ -129,7 +129,6 @@ class ResidualVQ(nn.Module):
         self._replace_dead(residuals, rows)
         self.codebooks.copy_(self.mean_sums / self.mean_counts[..., None].clamp(min=1e-8))
         self.n_commits.add_(1)
-        self._started = True
 
     def usage(self) -> dict[str, torch.Tensor]:
         """Per level (K,): perplexity of the moving averages, and the share of codes that are alive."""

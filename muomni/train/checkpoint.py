@@ -98,9 +98,26 @@ def save(
         raise CheckpointError(
             f"{target}: no space left on the device while saving; {kept}. Free some space and run again."
         ) from error
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    older = sorted(path for path in folder.glob("step-*") if path.name < target.name)
+    for old in older[: len(older) - keep + 1] if keep <= len(older) else ():
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def set_damaged_aside(stage_dir: Path) -> list[str]:
+    """Rename checkpoints that are newer than the newest complete one, so that none counts as kept.
+
+    They become damaged-step-*. Returns a line about each, newest first: what is wrong with it, and its new name.
+    """
+    told: list[str] = []
+    good = newest_complete(stage_dir, skipped=told)
+    folder = stage_dir / "checkpoints"
+    bad = sorted((p for p in folder.glob("step-*") if good is None or p.name > good.name), reverse=True)
+    for path in bad:
+        new = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(new, ignore_errors=True)
+        path.rename(new)
+    return [f"{line.rstrip('.')}; kept as damaged-{path.name}" for line, path in zip(told, bad, strict=True)]
 
 
 def load(stage_dir: Path) -> Checkpoint | None:

@@ -59,7 +59,9 @@ class Feed:
         try:
             found = next(self._batches)
         except RuntimeError as error:
-            raise died(error) from error
+            if (told := died(error)) is not error:
+                raise told from error
+            raise
         if isinstance(found, UserError):
             raise found
         return found

@@ -103,8 +103,12 @@ def cuda_record() -> Record:
     return record
 
 
-def recorder(stage: Stage, train: TrainConfig, *, device: torch.device, alone: bool = True) -> Record | None:
-    """How train.graph records, or None for eager steps. alone: no other process takes part in the run.
+def recorder(
+    stage: Stage, train: TrainConfig, *, device: torch.device, alone: bool = True, draws_again: bool = False
+) -> Record | None:
+    """How train.graph records, or None for eager steps.
+
+    alone: no other process takes part in the run. draws_again: see models.memory.draws_again.
 
     Raises UserError when graphs are asked for and cannot be.
     """
@@ -115,6 +119,8 @@ def recorder(stage: Stage, train: TrainConfig, *, device: torch.device, alone: b
         why = f"stage {stage.name} reads lengths on the host"
     elif not alone:
         why = "one process only"
+    elif draws_again and train.compile == "off":
+        why = "recomputed blocks put dropout's generator back, which a graph cannot without train.compile"
     if train.graph == "on" and why is not None:
         raise UserError(f"train.graph=on: {why}; use auto or off.")
     return cuda_record() if train.graph != "off" and why is None else None

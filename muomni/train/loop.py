@@ -18,9 +18,11 @@ from torch import nn
 from muomni.config import FREE, RunConfig
 from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
-from muomni.train import checkpoint, collector, samples, trackers
+from muomni.train import checkpoint, collector, trackers
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
+from muomni.train.held_out import measured
+from muomni.train.lock import only_one
 from muomni.train.meter import Meter
 from muomni.train.metrics import RunLog, write_plots
 from muomni.train.stage import Figure, Stage, check_same_model, owned, step_seed
@@ -95,7 +97,8 @@ def train(
     config = to_dict(run)
     trackers.check(track)
     # The caller's generator is put back: training seeds the global one at every step.
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    devices = [where] if where.type == "cuda" else []
+    with only_one(root, stage.name, main=world.main), torch.random.fork_rng(devices=devices):
         torch.manual_seed(step_seed(run.seed, 0))
         record = checkpoint.read_record(directory)
         if record is not None:
@@ -169,7 +172,11 @@ class _Trainer:
         self._start_row()
 
     def _resume(self) -> None:
+        with self.world.first():
+            damaged = checkpoint.set_damaged_aside(self.directory) if self.world.main else []
         path = newest_complete(self.directory)
+        for line in damaged:
+            _LOG.warning("%s; on from %s.", line, path.name if path else "the beginning")
         record = {"step": 0} if path is None else checkpoint.record_of(path)
         if not self.world.same(record["step"]):
             raise CheckpointError(
@@ -249,12 +256,15 @@ class _Trainer:
                         quiet.collect()
                 if eval_every and self.step % eval_every == 0 and self.step < steps:
                     with self.meter.apart():
-                        self._log(self.measure()[1])
+                        self._log(
+                            measured(self.stage, self.model, self.take, self.directory, step=self.step)[1]
+                        )
                         self.stage.set_mode(self.model)
                 if self.world.any(bool(stopped)) and self.step < steps:
                     self.save()
+                    self.writer.wait()
                     raise KeyboardInterrupt(f"stage {self.stage.name} saved at step {self.step} of {steps}")
-        figures, row = self.measure()
+        figures, row = measured(self.stage, self.model, self.take, self.directory, step=self.step)
         record = self.record(complete=True, figures=figures)
         if self.log is not None:
             self.log.tell(row)
@@ -267,23 +277,6 @@ class _Trainer:
             skipped=record["skipped"], spikes=record["spikes"], directory=self.directory,
             quarantined=record["quarantined"], dropped=record["dropped"],
         )  # fmt: skip
-
-    @torch.no_grad()
-    def measure(self) -> tuple[list[Figure], dict[str, Any]]:
-        """Held-out figures and samples of the validation split, of the averaged weights where there are any.
-
-        Returns the figures, and they and the samples' numbers as a row of the log.
-        """
-        self.model.eval()
-        torch.manual_seed(step_seed(self.run.seed, 1))
-        with contextlib.ExitStack() as averaged:
-            for optimizer in self.take.optimizers.values():
-                averaged.enter_context(optimizer.averaged())
-            averaged.enter_context(self.take.net.whole())
-            figures, shown = self.stage.evaluate(self.model, "validation"), {}
-            if self.world.main:
-                shown = samples.write(self.stage, self.model, self.directory, step=self.step)
-        return figures, {"step": self.step, **{f"eval/{f.name}": f.value for f in figures}, **shown}
 
     def _roll_back(self, longest: int) -> bool:
         """Go back to the last checkpoint, but not to its data: what made `longest` steps fail is not repeated.
@@ -335,7 +328,9 @@ class _Trainer:
         try:
             yield current
         except RuntimeError as error:
-            raise died(error) from error
+            if (told := died(error)) is not error:
+                raise told from error
+            raise
         finally:
             if feed is not None:
                 feed.close()

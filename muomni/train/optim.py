@@ -121,13 +121,16 @@ class Optimizer:
 
     def zero_grad(self, *, in_place: bool = False) -> None:
         """Drop the gradients. in_place: keep their memory, which a recorded step writes to."""
-        for parameter in self.parameters.values():
-            if not in_place:
+        if not in_place:
+            for parameter in self.parameters.values():
                 parameter.grad = None
-            elif parameter.grad is None:
+            return
+        there = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if there:
+            torch._foreach_zero_(there)  # pyright: ignore[reportPrivateImportUsage]
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad.zero_()
 
     @torch.no_grad()
     def step(self, loss: torch.Tensor, lr: float | torch.Tensor) -> Outcome:

@@ -13,7 +13,7 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.batch import to_device
 from muomni.errors import UserError
-from muomni.models.memory import recompute
+from muomni.models.memory import draws_again, recompute
 from muomni.train import parallel
 from muomni.train.graphed import Record, Replay, recorder, update_is_capturable
 from muomni.train.optim import Optimizer, Outcome
@@ -66,7 +66,8 @@ class Step:
         }
         recompute(model, run.train.recompute)
         self.half = in_half(run.train.precision, self.device)
-        self.record = record or recorder(stage, run.train, device=self.device, alone=self.world.size == 1)
+        alone, draws = self.world.size == 1, draws_again(model)
+        self.record = record or recorder(stage, run.train, device=self.device, alone=alone, draws_again=draws)
         self._gradient: dict[str, Replay[tuple[torch.Tensor, dict[str, torch.Tensor]]]] = {}
         self._update: dict[str, Replay[Outcome]] = {}
         self._kept: dict[str, list[tuple[torch.Tensor, ...]]] = {}
@@ -87,6 +88,7 @@ class Step:
         totals = self._totals(micro)
         terms: set[str] = set()
         for number, phase in enumerate(self.optimizers):
+            gathered = list(self.stage.gathered)
             while True:
                 try:
                     total, means = self._gradients(micro, totals, phase=phase, seeds=(step, number))
@@ -94,7 +96,9 @@ class Step:
                 except torch.OutOfMemoryError as error:
                     self._halve(error)
                 # Outside the handler: its traceback holds the tensors that did not leave room.
-                self._forget()
+                self.forget()
+                # Of the phases before, whose updates are made.
+                self.stage.gathered.extend(gathered)
                 micro = fetch(self.parts)
                 totals = self._totals(micro)
             outcome = self._updated(phase, total, lr)
@@ -170,10 +174,12 @@ class Step:
                 self.stage.gathered.clear()
                 return work(batch, totals)
 
-            self._gradient[phase] = Replay(alone, batch, numbers, record=self.record, device=self.device)
-            self._kept[phase] = list(self.stage.gathered)
-            self.stage.gathered[:] = gathered
-            _put_back(state, before)
+            try:
+                self._gradient[phase] = Replay(alone, batch, numbers, record=self.record, device=self.device)
+                self._kept[phase] = list(self.stage.gathered)
+            finally:
+                self.stage.gathered[:] = gathered
+                _put_back(state, before)
         torch.manual_seed(seed)
         result = self._gradient[phase](batch, numbers)
         self.stage.gathered.extend(tuple(t.clone() for t in entry) for entry in self._kept[phase])
@@ -215,7 +221,7 @@ class Step:
             _put_back(gradients, before)
         return self._update[phase](None, {"loss": total, "lr": lr})
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Free what an attempt left: gradients, statistics, and recordings, whose shapes will be others."""
         for recorded in (self._gradient, self._update, self._kept, self.stage.gathered):
             recorded.clear()

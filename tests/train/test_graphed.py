@@ -149,7 +149,7 @@ def test_pieces_are_recorded_and_another_number_of_parts_anew(
     stage = step.stage
     with pytest.raises(ValueError, match=r"recorded as .*, got"):
         step([stage.batch(0, 1)], lambda parts: [stage.batch(0, parts)], step=4)
-    step._forget()
+    step.forget()
     taken = step([stage.batch(0, 1)], lambda parts: [stage.batch(0, parts)], step=4)
     assert not taken.bad
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,15 +86,19 @@ def _find(cache: Path) -> Iterator[Found]:
 
 
 def _small(path: Path, name: str) -> bytes:
-    with Image.open(path) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise LeftOutError("larger than the gate lets pass")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            n_pixels = picture.width * picture.height
+    except Image.DecompressionBombError:
+        n_pixels = MAX_PIXELS + 1
+    if n_pixels > MAX_PIXELS:
+        raise LeftOutError("larger than the gate lets pass")
     return shrunk(path.read_bytes(), name=name)
 
 
 ADAPTERS: tuple[Adapter, ...] = (
     Adapter(
         name="openclipart", title="drawings with titles and subjects", stages=("vision", "omni"),
-        licence="public domain", packages=(DRAWINGS, PICTURES), find=_find,
+        licence="public domain", packages=(DRAWINGS, PICTURES), find=_find, version=2,
     ),
 )  # fmt: skip

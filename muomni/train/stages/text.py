@@ -100,6 +100,8 @@ class TextStage(StageBase):
             train_tokenizer(texts, run.model.thinker.vocab_size).save(path)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._orders: dict[str, tuple[list[Document], Order]] = {}
+        self._order("train")
+        self._baselines: dict[int, NGramModel] = {}
         return Parts(thinker=Thinker(run.model.thinker))
 
     def documents(self, split: Split) -> list[Document]:
@@ -170,12 +172,13 @@ class TextStage(StageBase):
         # The end of a document is predicted too, and counted as one byte by every model alike.
         n_bytes = sum(len(c.text.encode()) + 1 for c in held_out)
         figure = bits_per_byte(nats, n_bytes)
-        vocab_size = self.tokenizer.vocab_size
-        train = [d.labels[1:].tolist() for d in self.documents("train")]
         held = [d.labels[1:].tolist() for d in self.documents(split)]
         figures = []
         for order, name in ((1, "unigram"), (2, "bigram")):
-            baseline = NGramModel(train, order=order, vocab_size=vocab_size)
+            if order not in self._baselines:
+                train = [d.labels[1:].tolist() for d in self._order("train")[0]]
+                self._baselines[order] = NGramModel(train, order=order, vocab_size=self.tokenizer.vocab_size)
+            baseline = self._baselines[order]
             nll = sum(baseline.nll(d) for d in held)
             figures.append(
                 Figure(

@@ -101,9 +101,10 @@ class VisionStage(StageBase):
         if draw is not None:
             pictures = augment(pictures, draw)
         n_items = order.room(parts)[1]
+        # One piece also where no picture can be read: other processes wait for it.
         return [
             collate(pictures[start : start + n_items], captions[start : start + n_items], n_items=n_items)
-            for start in range(0, len(row), n_items)
+            for start in range(0, max(1, len(row)), n_items)
         ]
 
     def held_out(self, split: Split) -> Iterator[PairBatch]:
