@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from muomni.data import embedded
 from muomni.data.sources import RECIPES, adapters
+from muomni.data.splits import split_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -27,3 +29,14 @@ def test_the_table_of_licences_is_that_of_the_adapters() -> None:
 def test_the_page_has_figures_of_both_recipes() -> None:
     for recipe in RECIPES:
         assert re.search(rf"`{recipe}`.*\n\n\| kind \| split \| items", PAGE)
+
+
+def test_the_committed_held_out_sentences_are_held_out_by_the_rule_and_in_the_embedded_set() -> None:
+    """tests/golden/held_out_speech.tsv: every held-out sentence of `full`, split and normalised text."""
+    lines = (Path(__file__).resolve().parents[1] / "golden" / "held_out_speech.tsv").read_text().splitlines()
+    listed = {text: split for split, _, text in (line.partition("\t") for line in lines)}
+    assert len(listed) == len(lines) > 1_000
+    assert all(split_of("speech", text) == split for text, split in listed.items())
+    trained = {item.text for item in embedded.SET.speech("train")}
+    held = {item.text for split in ("validation", "test") for item in embedded.SET.speech(split)}
+    assert not trained & set(listed) and held <= set(listed)
