@@ -35,7 +35,7 @@ def test_the_committed_held_out_sentences_are_held_out_by_the_rule_and_in_the_em
     """tests/golden/held_out_speech.tsv: every held-out sentence of `full`, split and normalised text."""
     lines = (Path(__file__).resolve().parents[1] / "golden" / "held_out_speech.tsv").read_text().splitlines()
     listed = {text: split for split, _, text in (line.partition("\t") for line in lines)}
-    assert len(listed) == len(lines) > 1_000
+    assert len(listed) == len(lines) > 700
     assert all(split_of("speech", text) == split for text, split in listed.items())
     trained = {item.text for item in embedded.SET.speech("train")}
     held = {item.text for split in ("validation", "test") for item in embedded.SET.speech(split)}
