@@ -133,7 +133,8 @@ def prepare(
     if not names:
         raise UserError("data prepare: name a set, or small, or full; `muomni data list` shows them.")
     console = Console(highlight=False, soft_wrap=True)
-    where = root or data_root()
+    # Absolute: what fetches, unpacks and speaks runs in other folders.
+    where = (root or data_root()).resolve()
     where.mkdir(parents=True, exist_ok=True)
     cache = where / "packages"
     chosen = _chosen(names, accept)
