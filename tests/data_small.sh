@@ -21,4 +21,5 @@ if ! "$muomni" data prepare small --root "$root" 2>"$said"; then
 fi
 set -e
 "$muomni" data verify small --root "$root"
+"$PYTHON" tests/data/no_leaks.py "$root" small
 "$muomni" data stats small --root "$root"

@@ -257,6 +257,10 @@ def test_no_training_item_is_nearly_a_held_out_one_of_any_set(whole: Path, tmp_p
             payload=made.drawing(number, side=200), fields={"label": "x", "tags": [], "group": "y"},
         )  # fmt: skip
         yield Found(
+            kind="pictures", id="leak/name", group="another", suffix=".png", split="train",
+            payload=made.drawing(99_998), fields={"label": held[1].label.title(), "tags": [], "group": "y"},
+        )  # fmt: skip
+        yield Found(
             kind="pictures", id="fine/picture", group="fine", suffix=".png", split="train",
             payload=made.drawing(99_999), fields={"label": "x", "tags": [], "group": "y"},
         )  # fmt: skip
@@ -265,10 +269,10 @@ def test_no_training_item_is_nearly_a_held_out_one_of_any_set(whole: Path, tmp_p
     assert other.is_dir()
     leak = prepare(dataclasses.replace(made.adapter(name="leak"), find=leaking), tmp_path, cache=tmp_path)
     alone, both = Prepared([leak]), Prepared([whole, leak])
-    assert {i.id for i in alone.pictures("train")} == {"leak/picture", "fine/picture"}
+    assert {i.id for i in alone.pictures("train")} == {"leak/picture", "leak/name", "fine/picture"}
     assert len(alone.speech("train")) == 1
     ids = {i.id for i in (*both.pictures("train"), *both.speech("train"))}
-    assert "fine/picture" in ids and not ids & {"leak/picture", "leak/speech"}
+    assert "fine/picture" in ids and not ids & {"leak/picture", "leak/name", "leak/speech"}
     assert both.left_out["speech"] >= 1 and both.left_out["pictures"] >= 1
 
 
