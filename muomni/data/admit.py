@@ -55,6 +55,10 @@ def admit(found: Found, held_out_speakers: tuple[str, ...] = ()) -> Admitted | R
         if found.kind == "dialogues":
             payload = b"".join(found.files)
             fields["sizes"] = [len(file) for file in found.files]
+            played = {place for message in fields["messages"] for place in message.get("clips", ())}
+            fields["n_samples"] = [
+                len(read_audio(f)) if i in played else 0 for i, f in enumerate(found.files)
+            ]
         if found.kind in ("speech", "questions"):
             fields["n_samples"] = len(read_audio(payload))
         item = read_item(found.kind, fields)
@@ -86,11 +90,8 @@ def _measured(item: Item, payload: bytes, files: tuple[bytes, ...]) -> tuple[int
         clips = {place for message in item.messages for place in message.clips}
         if pictures & clips or pictures | clips != set(range(len(files))):
             raise MediaError(f"{item.id}: its messages do not use each of its {len(files)} files.")
-        for place, file in enumerate(files):
-            if place in pictures:
-                read_image(file)
-            else:
-                read_audio(file)
+        for place in pictures:
+            read_image(files[place])
         said = "\n".join(message.text for message in item.messages)
         return len(said.encode()), text_fingerprint(said)
     text = item.text if isinstance(item, TextItem | Conversation) else ""
