@@ -23,6 +23,7 @@ from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.asterisk import spoken_form
 from muomni.data.sources.fetch import Package, build_tool, fetch
 from muomni.data.sources.sound import encode_flac, levelled, trim
+from muomni.data.splits import split_of
 
 HIBARI = Package(
     registry="pypi",
@@ -76,9 +77,9 @@ def sentences(cache: Path) -> list[tuple[str, Split]]:
     """
     found: dict[str, tuple[str, Split]] = {}
     several: set[str] = set()
-    for talk in chitchat.items(cache):
-        split: Split = talk["split"]
-        for turn in talk["turns"]:
+    for talk in chitchat.find(cache):
+        split = split_of(talk.kind, talk.group)
+        for turn in talk.fields["turns"]:
             for sentence in re.split(r"(?<=[.?!])\s+", turn):
                 heard = spoken_form(sentence)
                 if found.setdefault(heard, (sentence, split))[1] != split:
@@ -165,7 +166,7 @@ def _adapter(name: str, title: str, voices: tuple[str, ...], hours: float, first
     return Adapter(
         name=name, title=title, stages=("audio", "codec", "talker", "omni"),
         packages=(chitchat.CONVERSATIONS, *packages),
-        licence=packages[0].licence, version=3,
+        licence=packages[0].licence, version=4,
         find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
     )  # fmt: skip
 
