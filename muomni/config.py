@@ -14,6 +14,7 @@ from muomni.budget import TokenBudget, TokenBudgetError
 from muomni.parts import (
     AudioConfig,
     CodecConfig,
+    GriffinLimConfig,
     MelConfig,
     TalkerConfig,
     ThinkerConfig,
@@ -24,7 +25,7 @@ from muomni.settings import require as _require
 from muomni.tokens import N_SPECIAL
 
 SIZES: tuple[str, ...] = ("nano", "tiny", "base")
-STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "omni", "talker")
+STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "vocoder", "omni", "talker")
 """In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
 
 
@@ -39,14 +40,15 @@ class ModelConfig:
     audio: AudioConfig
     codec: CodecConfig
     talker: TalkerConfig
+    vocoder: VocoderConfig
     mel: MelConfig = field(default_factory=MelConfig)
-    vocoder: VocoderConfig = field(default_factory=VocoderConfig)
+    griffin_lim: GriffinLimConfig = field(default_factory=GriffinLimConfig)
     max_seq_len: int = 512
     """Positions of one sequence, media included."""
 
     def __post_init__(self) -> None:
         """Reject widths the kernels or the architecture cannot use."""
-        for part in ("thinker", "vision", "audio", "codec", "talker"):
+        for part in ("thinker", "vision", "audio", "codec", "talker", "vocoder"):
             value = getattr(self, part)
             for name in ("d_model", "d_ff"):
                 width = getattr(value, name, 64)

@@ -180,7 +180,27 @@ class TalkerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VocoderConfig:
-    """Mel -> waveform."""
+    """Log-mel -> waveform, and the discriminators it is trained against."""
+
+    d_model: int
+    """Width."""
+    n_layers: int
+    """ConvNeXt blocks."""
+    d_ff: int
+    """Hidden width of SwiGLU."""
+    kernel: int = 7
+    """Log-mel frames that a convolution sees."""
+    n_fft: int = 640
+    """Samples of a spectrum: all but one hop of them is the delay of the waveform (30 ms)."""
+    d_discriminator: int = 16
+    """Channels of the discriminators' first convolution."""
+    adversarial_from: float = 0.5
+    """Share of the training steps after which discriminators take part; 1: they never do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GriffinLimConfig:
+    """Log-mel -> waveform without training."""
 
     n_iters: int = 24
     """Griffin-Lim phase iterations per block."""

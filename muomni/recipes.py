@@ -17,6 +17,7 @@ from muomni.config import (
     ThinkerConfig,
     TrainConfig,
     VisionConfig,
+    VocoderConfig,
 )
 from muomni.settings import ConfigError
 
@@ -41,6 +42,7 @@ def nano() -> ModelConfig:
             depth_d_model=64,
             depth_d_ff=128,
         ),
+        vocoder=VocoderConfig(d_model=128, n_layers=4, d_ff=256, adversarial_from=1.0),
     )
 
 
@@ -58,6 +60,7 @@ def tiny() -> ModelConfig:
             d_model=256, n_layers=6, n_heads=8, n_kv_heads=4, head_dim=32, d_ff=768,
             depth_d_model=128, depth_layers=2, depth_heads=4, depth_d_ff=384,
         ),
+        vocoder=VocoderConfig(d_model=256, n_layers=6, d_ff=512),
     )  # fmt: skip
 
 
@@ -75,6 +78,7 @@ def base() -> ModelConfig:
             d_model=384, n_layers=8, n_heads=6, n_kv_heads=3, head_dim=64, d_ff=1_024,
             depth_d_model=192, depth_layers=4, depth_heads=4, depth_d_ff=512,
         ),
+        vocoder=VocoderConfig(d_model=384, n_layers=6, d_ff=512, d_discriminator=32),
     )  # fmt: skip
 
 
@@ -93,6 +97,10 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
     "vision": (TrainConfig(steps=360, batch_items=128), OptimConfig(lr=2e-3)),
     "codec": (
         TrainConfig(steps=400, batch_tokens=512, batch_items=64),
+        OptimConfig(lr=2e-3),
+    ),
+    "vocoder": (
+        TrainConfig(steps=600, batch_tokens=128, batch_items=16),
         OptimConfig(lr=2e-3),
     ),
     "omni": (
@@ -118,6 +126,10 @@ _SCALED: dict[str, tuple[TrainConfig, OptimConfig]] = {
     "codec": (
         TrainConfig(steps=6_000, batch_tokens=4_096, batch_items=128, save_every=500),
         OptimConfig(lr=1e-3),
+    ),
+    "vocoder": (
+        TrainConfig(steps=20_000, batch_tokens=512, batch_items=64, save_every=1_000),
+        OptimConfig(lr=5e-4, beta1=0.8, beta2=0.99),
     ),
     "omni": (
         TrainConfig(steps=4_000, batch_tokens=8_192, batch_items=128, save_every=500),
@@ -166,7 +178,7 @@ def debug(size: str, stage: str, *, steps: int = 3) -> RunConfig:
 
 
 SHORTENED: dict[str, float] = {
-    "text": 1.0, "audio": 0.6, "vision": 0.6, "codec": 0.5, "omni": 0.6, "talker": 0.8,
+    "text": 1.0, "audio": 0.6, "vision": 0.6, "codec": 0.5, "vocoder": 0.6, "omni": 0.6, "talker": 0.8,
 }  # fmt: skip
 """Share of a recipe's steps that the demo of continuous integration takes."""
 

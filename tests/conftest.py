@@ -28,6 +28,7 @@ def _small_config(**changes: Any) -> ModelConfig:
     from muomni.config import (
         AudioConfig,
         CodecConfig,
+        GriffinLimConfig,
         ModelConfig,
         TalkerConfig,
         ThinkerConfig,
@@ -53,7 +54,8 @@ def _small_config(**changes: Any) -> ModelConfig:
             depth_d_model=64,
             depth_d_ff=64,
         ),
-        "vocoder": VocoderConfig(n_iters=2, lookahead=2),
+        "vocoder": VocoderConfig(d_model=64, n_layers=1, d_ff=64, d_discriminator=4),
+        "griffin_lim": GriffinLimConfig(n_iters=2, lookahead=2),
         "max_seq_len": 128,
     }
     return ModelConfig(**(values | changes))

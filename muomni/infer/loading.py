@@ -20,6 +20,7 @@ PARTS: dict[str, dict[str, str]] = {
     "audio": {"audio.": "audio.", "ctc_head.": "ctc_head."},
     "vision": {"vision.": "vision."},
     "codec": {"codec.": "codec."},
+    "vocoder": {"vocoder.": "vocoder."},
     "omni": {
         "thinker.": "thinker.",
         "vision_projector.": "vision_projector.",
@@ -83,13 +84,20 @@ def find_stage(root: Path, stage: str) -> StageFiles:
     return StageFiles(stage=stage, path=path, record=record, config=config, notes=tuple(skipped))
 
 
+OPTIONAL: dict[str, str] = {"vocoder": "the waveform is made by Griffin-Lim, which needs no training"}
+"""Stages without which there is a model all the same, and what then does their work."""
+
+
 def find_stages(root: Path) -> dict[str, StageFiles]:
-    """The checkpoints of all stages, of one size and made from one another.
+    """The checkpoints of all stages, of one size and made from one another; of OPTIONAL ones those there are.
 
     Raises CheckpointError for a missing or damaged stage, for two sizes in one run, and for a stage trained
     on another state of an earlier one: it would load and answer nonsense.
     """
-    found = {stage: find_stage(root, stage) for stage in STAGES}
+    found = {
+        stage: find_stage(root, stage)
+        for stage in STAGES if stage not in OPTIONAL or (root / stage / "checkpoints").is_dir()
+    }  # fmt: skip
     first = found[STAGES[0]]
     for stage, files in found.items():
         if to_dict(files.config) != to_dict(first.config):
@@ -127,10 +135,11 @@ def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
     stages = find_stages(root)
     config = stages["text"].config
     tokenizer = load_tokenizer(root, config)
-    model = OmniModel(config)
+    model = OmniModel(config, vocoder="vocoder" in stages)
     state: dict[str, torch.Tensor] = {}
     for stage, names in PARTS.items():
-        state |= stages[stage].weights(names)
+        if stage in stages:
+            state |= stages[stage].weights(names)
     expected = model.state_dict()
     for name in sorted(set(expected) ^ set(state)):
         what = "is missing" if name in expected else "is not part of this model"
@@ -142,7 +151,12 @@ def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
                 "train this run again with this version."
             )
     model.load_state_dict(state)
-    return model.eval(), tokenizer, tuple(note for files in stages.values() for note in files.notes)
+    notes = [note for files in stages.values() for note in files.notes]
+    notes += [
+        f"stage {stage} is not trained: {instead}; run `muomni train --stage {stage} --run {root}`."
+        for stage, instead in OPTIONAL.items() if stage not in stages
+    ]  # fmt: skip
+    return model.eval(), tokenizer, tuple(notes)
 
 
 def _difference(a: ModelConfig, b: ModelConfig) -> str:

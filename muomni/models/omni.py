@@ -9,17 +9,20 @@ from muomni.config import ModelConfig
 from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
 from muomni.models.fuse import Projector, place_features
+from muomni.models.griffin_lim import GriffinLim
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision import VisionEncoder
-from muomni.models.vocoder import GriffinLim
+from muomni.models.vocoder import Vocoder
 
 
 class OmniModel(nn.Module):
     """Thinker, encoders with their projectors, CTC head, codec, Talker, vocoder."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
-        """Untrained parts of the given sizes."""
+    vocoder: Vocoder | GriffinLim
+
+    def __init__(self, cfg: ModelConfig, *, vocoder: bool = True) -> None:
+        """Untrained parts of the given sizes. vocoder: False for Griffin-Lim in its place, which needs no training."""
         super().__init__()
         self.config = cfg
         self.thinker = Thinker(cfg.thinker)
@@ -30,7 +33,10 @@ class OmniModel(nn.Module):
         self.audio_projector = Projector(cfg.audio.d_model, cfg.thinker.d_model)
         self.codec = Codec(cfg.codec, cfg.mel)
         self.talker = Talker(cfg.talker, cfg.thinker.d_model, cfg.codec)
-        self.vocoder = GriffinLim(cfg.mel, cfg.vocoder, block=cfg.codec.factor)
+        self.vocoder = (
+            Vocoder(cfg.mel, cfg.vocoder) if vocoder
+            else GriffinLim(cfg.mel, cfg.griffin_lim, block=cfg.codec.factor)
+        )  # fmt: skip
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """(n, 3, S, S) -> (n * n_image_tokens, d_thinker) in the unified space."""

@@ -83,3 +83,31 @@ class PackedConv(nn.Module):
     def forward(self, x: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
         """x: (T, d_model) packed; same: of `same_document` for this kernel. Returns (T, d_model)."""
         return self.out(F.silu(depthwise_packed(x, self.weight, same)))
+
+
+class CausalDepthwise(nn.Module):
+    """y[t, d] = sum over j of W[j, d] x[t - j, d] + b[d], zeros before the start."""
+
+    def __init__(self, d_model: int, *, kernel: int) -> None:
+        """kernel: taps."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(kernel, d_model) / math.sqrt(kernel))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+
+    def new_state(self, batch: int) -> torch.Tensor:
+        """(B, kernel - 1, d_model) zeros: the inputs before the start."""
+        kernel, d_model = self.weight.shape
+        return self.weight.new_zeros(batch, kernel - 1, d_model)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (B, T, d_model) -> the same shape."""
+        return self.step(x, self.new_state(len(x)).to(x.dtype))[0]
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x: (B, t, d_model) new rows -> (B, t, d_model) and the next state; the old one is not modified."""
+        rows, (kernel, _) = torch.cat([state, x], dim=1), self.weight.shape
+        weight, n_out = self.weight.to(x.dtype), x.shape[1]
+        y = torch.addcmul(self.bias.to(x.dtype), rows[:, kernel - 1 :], weight[0])
+        for j in range(1, kernel):
+            y = torch.addcmul(y, rows[:, kernel - 1 - j : kernel - 1 - j + n_out], weight[j])
+        return y, rows[:, n_out:]

@@ -18,8 +18,8 @@ from muomni import files
 from muomni.config import MelConfig, ModelConfig
 from muomni.data.audio import denormalise
 from muomni.data.media import write_wav
+from muomni.models.griffin_lim import GriffinLim
 from muomni.models.thinker import Thinker
-from muomni.models.vocoder import GriffinLim
 from muomni.plot import png
 from muomni.tokens import EOS
 from muomni.train.stage import Stage
@@ -106,7 +106,7 @@ def write_spectrograms(path: Path, mels: Sequence[torch.Tensor], mel: MelConfig)
 
 def write_speech(path: Path, log_mel: torch.Tensor, config: ModelConfig) -> None:
     """A normalised log-mel (n_frames, n_mels) as WAV, by Griffin-Lim on the CPU."""
-    vocoder = GriffinLim(config.mel, config.vocoder, block=config.codec.factor)
+    vocoder = GriffinLim(config.mel, config.griffin_lim, block=config.codec.factor)
     path.parent.mkdir(parents=True, exist_ok=True)
     # An untrained model may be louder than a float32 exponential can hold.
     power = denormalise(log_mel, config.mel).float().cpu().clamp(max=LOUDEST)

@@ -31,6 +31,7 @@ DEPENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "audio": ("size", "audio", "mel"),
         "vision": ("size", "vision"),
         "codec": ("size", "codec", "mel"),
+        "vocoder": ("size", "vocoder", "mel"),
         "omni": ("size", "thinker", "vision", "audio", "mel", "max_seq_len"),
     }
 )
@@ -121,6 +122,10 @@ class Stage(Protocol):
         """
         ...
 
+    def takes(self, phase: str, batch: Any) -> bool:
+        """Whether a phase's parameters are updated in the step of a batch, the same for all of a step."""
+        ...
+
     def held_out(self, split: Split) -> Iterator[Any]:
         """One pass over a held-out split."""
         ...
@@ -183,6 +188,10 @@ class StageBase:
     def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
         """Every trainable parameter."""
         return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def takes(self, phase: str, batch: Any) -> bool:
+        """Always."""
+        return True
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing to commit."""

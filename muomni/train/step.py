@@ -88,6 +88,8 @@ class Step:
         totals = self._totals(micro)
         terms: set[str] = set()
         for number, phase in enumerate(self.optimizers):
+            if not self.stage.takes(phase, micro[0][0]):
+                continue
             gathered = list(self.stage.gathered)
             while True:
                 try:

@@ -16,6 +16,8 @@ def stage(run: RunConfig) -> Stage:
         from muomni.train.stages.vision import VisionStage as chosen
     elif run.stage == "codec":
         from muomni.train.stages.codec import CodecStage as chosen
+    elif run.stage == "vocoder":
+        from muomni.train.stages.vocoder import VocoderStage as chosen
     elif run.stage == "omni":
         from muomni.train.stages.omni import OmniStage as chosen
     else:

@@ -7,7 +7,7 @@ import torch
 
 from muomni import recipes
 from muomni.data.audio import log_mel
-from muomni.models.vocoder import GriffinLim
+from muomni.models.griffin_lim import GriffinLim
 
 NANO = recipes.model("nano")
 
@@ -23,7 +23,7 @@ def _speech_like(n_samples: int) -> torch.Tensor:
 
 
 def _vocoder() -> GriffinLim:
-    return GriffinLim(NANO.mel, NANO.vocoder)
+    return GriffinLim(NANO.mel, NANO.griffin_lim)
 
 
 def test_stream_in_blocks_equals_the_whole_clip_and_has_its_length() -> None:
@@ -65,7 +65,7 @@ def test_given_samples_do_not_depend_on_later_frames() -> None:
     mel = log_mel(_speech_like(32 * 160), NANO.mel)
     changed = mel.clone()
     changed[16:] = -3.0
-    n_given = (16 - NANO.vocoder.lookahead) * 160
+    n_given = (16 - NANO.griffin_lim.lookahead) * 160
     assert torch.equal(vocoder(mel)[:n_given], vocoder(changed)[:n_given])
 
 
@@ -94,6 +94,6 @@ def test_empty_clip_is_empty_and_wrong_arguments_are_errors() -> None:
     with pytest.raises(ValueError, match="log_mel"):
         vocoder.step(torch.zeros(8, 80), vocoder.new_state())
     with pytest.raises(ValueError, match="lookahead"):
-        GriffinLim(NANO.mel, dataclasses.replace(NANO.vocoder, lookahead=9))
+        GriffinLim(NANO.mel, dataclasses.replace(NANO.griffin_lim, lookahead=9))
     with pytest.raises(ValueError, match="causal"):
-        GriffinLim(dataclasses.replace(NANO.mel, padding="reflect"), NANO.vocoder)
+        GriffinLim(dataclasses.replace(NANO.mel, padding="reflect"), NANO.griffin_lim)

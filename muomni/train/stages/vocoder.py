@@ -1,0 +1,286 @@
+"""Stage vocoder: log-mel, of recordings and of the codec's copies of them, to waveforms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from muomni_kernels import mel_filterbank
+from torch import nn
+from torch.nn import functional as F
+
+from muomni.config import MelConfig, RunConfig
+from muomni.data.audio import log_mel, normalise, stack_frames
+from muomni.data.batch import HOST, Batch
+from muomni.data.items import Item, QuestionItem, SpeechItem, Split
+from muomni.data.usable import Usable
+from muomni.errors import UserError
+from muomni.models.codec import Codec
+from muomni.models.discriminators import Discriminators, magnitude
+from muomni.models.griffin_lim import GriffinLim
+from muomni.models.vocoder import Vocoder
+from muomni.train.samples import spread
+from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
+
+CROP = 8
+"""Code frames of a training crop (0.64 s)."""
+BEFORE = 3
+"""Log-mel frames before a crop that its first frames' windows reach into."""
+MEASURED = 24
+"""Held-out recordings, spread over the split, that figures are measured on."""
+RESOLUTIONS: tuple[tuple[int, int], ...] = ((256, 32), (512, 64), (1_024, 100), (2_048, 128))
+"""Samples of a window, whose hop is a quarter, and mel bands."""
+FLOOR = 1e-3
+"""Added to magnitudes before their logarithm: what is quieter is not heard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveBatch(Batch):
+    """Crops of clips; the first half of them is heard through the codec."""
+
+    frames: torch.Tensor
+    """(B, T, factor * n_mels) float32 normalised log-mel."""
+    wave: torch.Tensor
+    """(B, T * factor * hop_length) float32: what they are the log-mel of."""
+    adversarial: bool = field(metadata=HOST)
+    """Whether the discriminators take part yet."""
+
+
+class VocoderStage(StageBase):
+    """Spectral distances at several resolutions; later also what discriminators say."""
+
+    name = "vocoder"
+    parents = ("codec",)
+    saved = ("vocoder", "discriminators")
+
+    def __init__(self, run: RunConfig) -> None:
+        """Weights are those of HiFi-GAN and Vocos, by the mean of a term and not its sum."""
+        super().__init__(run)
+        share = run.model.vocoder.adversarial_from
+        self.phases = ("generator",) if share >= 1 else ("generator", "discriminator")
+        self.weights = {"mel": 1.0, "magnitude": 1.0, "fooled": 0.05, "features": 0.1, "judged": 1.0}
+        # A recorded step cannot change what it computes.
+        self.capturable = share >= 1 or share <= 0
+
+    def build(self, run: RunConfig, root: Path) -> nn.Module:
+        """The codec, frozen; a new vocoder, with discriminators where they take part."""
+        cfg = run.model
+        model = Parts(codec=Codec(cfg.codec, cfg.mel), vocoder=Vocoder(cfg.mel, cfg.vocoder))
+        load_parent(model, root, parent="codec", parts=("codec",), child=self.name, run=run)
+        freeze(model.get_submodule("codec"))
+        if len(self.phases) > 1:
+            model.add_module("discriminators", Discriminators(cfg.vocoder.d_discriminator))
+        self.data = Usable(self.quarantine, self.source, kinds=("speech", "questions"), read=self._read)
+        self.need("recordings", self.data.speech)
+        return model
+
+    def _read(self, item: Item) -> torch.Tensor:
+        """A clip's samples, int16: half the memory, and no loss where 16 bits were recorded."""
+        assert isinstance(item, SpeechItem | QuestionItem)
+        wave = torch.from_numpy(self.source.waveform(item))
+        return (wave.clamp(-1.0, 1.0) * 32_767.0).round().to(torch.int16)
+
+    def parameters(self, model: nn.Module, phase: str) -> dict[str, nn.Parameter]:
+        """The vocoder's, or the discriminators'."""
+        name = "vocoder." if phase == "generator" else "discriminators."
+        return {k: p for k, p in model.named_parameters() if k.startswith(name)}
+
+    def takes(self, phase: str, batch: WaveBatch) -> bool:
+        """The discriminators wait until the vocoder has learned the spectrum."""
+        return phase == "generator" or batch.adversarial
+
+    def batch(self, position: int, parts: int = 1) -> list[WaveBatch]:
+        """Random crops: a clip is drawn in proportion to its length."""
+        items = [*self.data.speech("train"), *self.data.questions("train")]
+        weights = torch.tensor([float(self.config.audio_tokens(item.n_samples)) for item in items])
+        n_crops = max(1, self.run.train.batch_tokens // CROP)
+        draw = generator(self.run.seed, 3, position)
+        chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
+        crops = [self._crop(self._readable(items, i), draw) for i in chosen]
+        frames, waves = (torch.stack(column) for column in zip(*crops, strict=True))
+        # Crops that fill no piece are left out: at most parts - 1 of them.
+        size = max(1, n_crops // parts)
+        return [
+            WaveBatch(
+                frames=frames[start : start + size], wave=waves[start : start + size],
+                adversarial=self._is_adversarial(position),
+            )
+            for start in range(0, n_crops - size + 1, size)
+        ]  # fmt: skip
+
+    def _is_adversarial(self, position: int) -> bool:
+        step = position // self.run.train.micro_batches
+        return len(self.phases) > 1 and step >= self.config.vocoder.adversarial_from * self.run.train.steps
+
+    def _readable(self, items: Sequence[Item], i: int) -> torch.Tensor:
+        """The samples of item i, or of the next one that can be read."""
+        for k in range(len(items)):
+            clip = self.data.value(items[(i + k) % len(items)])
+            if clip is not None:
+                return clip
+        raise UserError("vocoder: no recording can be read; run `muomni data verify`.")
+
+    def _crop(self, clip: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """CROP code frames from a random start and their samples; a short clip is followed by silence."""
+        hop, factor = self.config.mel.hop_length, self.config.codec.factor
+        n_frames = CROP * factor
+        start = int(torch.randint(max(1, len(clip) // hop - n_frames + 1), (), generator=draw))
+        first = max(0, start - BEFORE)
+        wave = clip[first * hop : (start + n_frames) * hop].float() / 32_767.0
+        wave = F.pad(wave, (0, (start + n_frames - first) * hop - len(wave)))
+        if self.run.train.augment:
+            wave = wave * float(2.0 ** (torch.rand((), generator=draw) * 2.0 - 1.5))
+        frames = normalise(log_mel(wave, self.config.mel), self.config.mel)[start - first :]
+        return stack_frames(frames, self.config.mel, factor=factor), wave[(start - first) * hop :]
+
+    def held_out(self, split: Split) -> Iterator[WaveBatch]:
+        """Some clips whole, one at a time."""
+        for item in spread([*self.data.speech(split)], MEASURED):
+            clip = self.data.value(item)
+            if clip is not None:
+                wave = clip.float() / 32_767.0
+                frames = stack_frames(
+                    normalise(log_mel(wave, self.config.mel), self.config.mel),
+                    self.config.mel, factor=self.config.codec.factor,
+                )  # fmt: skip
+                n_samples = len(frames) * self.config.samples_per_frame
+                wave = F.pad(wave, (0, n_samples - len(wave)))
+                yield WaveBatch(frames=frames[None], wave=wave[None], adversarial=False)
+
+    def counts(self, batch: WaveBatch) -> dict[str, torch.Tensor | int]:
+        """Values compared at all resolutions; crops for what is a mean over judges."""
+        n_crops = len(batch.wave)
+        n_samples = batch.wave.shape[1] - self._n_held * self.config.mel.hop_length
+        n_windows = [n_crops * ((n_samples - n) // (n // 4) + 1) for n, _ in RESOLUTIONS]
+        found: dict[str, torch.Tensor | int] = {
+            "mel": sum(n * n_mels for n, (_, n_mels) in zip(n_windows, RESOLUTIONS, strict=True)),
+            "magnitude": sum(
+                n * (n_fft // 2 + 1) for n, (n_fft, _) in zip(n_windows, RESOLUTIONS, strict=True)
+            ),
+        }
+        return found | (dict.fromkeys(("fooled", "features", "judged"), n_crops) if batch.adversarial else {})
+
+    @property
+    def _n_held(self) -> int:
+        return self.config.vocoder.n_fft // self.config.mel.hop_length - 1
+
+    def made(self, model: nn.Module, batch: WaveBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the vocoder makes of the crops, and what was recorded, (B, n_samples) both."""
+        codec, vocoder = part(model, "codec", Codec), part(model, "vocoder", Vocoder)
+        n_coded = len(batch.frames) // 2
+        with torch.no_grad():
+            copies = codec.decode(codec.encode(batch.frames[:n_coded])) if n_coded else batch.frames[:0]
+        frames = torch.cat([copies.to(batch.frames.dtype), batch.frames[n_coded:]])
+        wave = vocoder.waveform(frames.unflatten(2, (self.config.codec.factor, -1)).flatten(1, 2))
+        return wave, batch.wave[:, : wave.shape[1]]
+
+    def losses(self, model: nn.Module, batch: WaveBatch, phase: str) -> dict[str, torch.Tensor]:
+        """Of the generator: L1 distances of log-mel and log-magnitude spectra; with discriminators also how far their
+        scores are from those of recordings, and their features. Of the discriminators: least squares.
+        """
+        if phase == "discriminator":
+            with torch.no_grad():
+                wave, recorded = self.made(model, batch)
+            return {"judged": _judged(part(model, "discriminators", Discriminators), wave, recorded)}
+        wave, recorded = self.made(model, batch)
+        found = spectral(wave, recorded, self.config.mel)
+        if batch.adversarial:
+            found |= _fooled(part(model, "discriminators", Discriminators), wave, recorded)
+        return found
+
+    def fill(self, batch: WaveBatch) -> tuple[int, int]:
+        """Code frames; crops have no padding."""
+        n_frames = batch.frames.shape[0] * batch.frames.shape[1]
+        return n_frames, n_frames
+
+    def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
+        """Spectral distance of held-out recordings, from their own log-mel and the codec's, against Griffin-Lim."""
+        codec, vocoder = part(model, "codec", Codec), part(model, "vocoder", Vocoder)
+        mel, device = self.config.mel, self.device(model)
+        griffin_lim = GriffinLim(mel, self.config.griffin_lim, block=self.config.codec.factor)
+        sums: dict[tuple[str, str], float] = {}
+        n = 0
+        for batch in self.held_out(split):
+            frames, wave = batch.frames.to(device), batch.wave[0]
+            copies = codec.decode(codec.encode(frames))
+            for what, given in (("recordings", frames), ("the codec's copies", copies)):
+                rows = given.reshape(-1, mel.n_mels) * mel.std + mel.mean
+                for by, heard in (("vocoder", vocoder(rows).cpu()), ("Griffin-Lim", griffin_lim(rows.cpu()))):
+                    sums[what, by] = sums.get((what, by), 0.0) + log_spectral_distance(heard, wave, mel)
+            n += 1
+        return [
+            Figure(
+                name=f"vocoder spectral distance, {what}", value=sums[what, "vocoder"] / n,
+                baseline=sums[what, "Griffin-Lim"] / n, baseline_name="Griffin-Lim of the same log-mel", n=n,
+            )
+            for what in ("recordings", "the codec's copies")
+        ]  # fmt: skip
+
+
+@functools.cache
+def _filters(n_fft: int, n_mels: int, mel: MelConfig) -> torch.Tensor:
+    return mel_filterbank(
+        n_mels=n_mels,
+        n_fft=n_fft,
+        sample_rate=mel.sample_rate,
+        f_min=mel.f_min,
+        f_max=mel.f_max,
+        scale=mel.scale,
+    )
+
+
+@functools.cache
+def _hann(n_fft: int, device: torch.device) -> torch.Tensor:
+    return torch.hann_window(n_fft, device=device)
+
+
+def spectral(wave: torch.Tensor, recorded: torch.Tensor, mel: MelConfig) -> dict[str, torch.Tensor]:
+    """Summed L1 distances at RESOLUTIONS of two waves (B, n_samples): log-mel, and magnitudes as logarithms."""
+    by_mel, by_bin = wave.new_zeros(()), wave.new_zeros(())
+    for n_fft, n_mels in RESOLUTIONS:
+        filters = _filters(n_fft, n_mels, mel).to(wave.device)
+        sizes = [
+            magnitude(
+                torch.stft(w, n_fft, n_fft // 4, window=_hann(n_fft, w.device), center=False, return_complex=True)
+            ) * (4.0 / n_fft)
+            for w in (wave, recorded)
+        ]  # fmt: skip
+        bands = [((filters @ size) + FLOOR).log() for size in sizes]
+        by_mel = by_mel + (bands[0] - bands[1]).abs().sum()
+        logs = [(size + FLOOR).log() for size in sizes]
+        by_bin = by_bin + (logs[0] - logs[1]).abs().sum()
+    return {"mel": by_mel, "magnitude": by_bin}
+
+
+def log_spectral_distance(wave: torch.Tensor, recorded: torch.Tensor, mel: MelConfig) -> float:
+    """Mean of the absolute log-magnitude differences at RESOLUTIONS, natural logarithms; waves (n_samples,)."""
+    n_samples = min(len(wave), len(recorded))
+    found = spectral(wave[None, :n_samples], recorded[None, :n_samples], mel)["magnitude"]
+    return float(found) / sum(((n_samples - n) // (n // 4) + 1) * (n // 2 + 1) for n, _ in RESOLUTIONS)
+
+
+def _judged(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """Squared distance of recordings' scores to 1 and of made ones' to 0: means of judges, summed over crops."""
+    losses = [
+        (1.0 - real).square().mean(1).sum() + fake.square().mean(1).sum()
+        for (real, _), (fake, _) in zip(judges(recorded), judges(wave), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def _fooled(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Squared distance of made ones' scores to 1, and L1 distance of features: means of judges, summed over crops."""
+    with torch.no_grad():
+        real = judges(recorded)
+    # What the vocoder learns from them changes none of them.
+    fixed = {name: p.detach() for name, p in judges.named_parameters()}
+    fake = torch.func.functional_call(judges, fixed, (wave,))
+    scores = [(1.0 - score).square().mean(1).sum() for score, _ in fake]
+    features = [
+        (a - b).abs().flatten(1).mean(1).sum()
+        for (_, ours), (_, theirs) in zip(fake, real, strict=True) for a, b in zip(ours, theirs, strict=True)
+    ]  # fmt: skip
+    return {"fooled": torch.stack(scores).mean(), "features": torch.stack(features).mean()}
