@@ -222,14 +222,11 @@ class VocoderStage(StageBase):
 
 @functools.cache
 def _filters(n_fft: int, n_mels: int, mel: MelConfig) -> torch.Tensor:
-    return mel_filterbank(
-        n_mels=n_mels,
-        n_fft=n_fft,
-        sample_rate=mel.sample_rate,
-        f_min=mel.f_min,
-        f_max=mel.f_max,
-        scale=mel.scale,
-    )
+    """(n_mels, n_fft / 2 + 1): of each band the weighted mean; bands that hold no bin are zero."""
+    filters = mel_filterbank(
+        n_mels=n_mels, n_fft=n_fft, sample_rate=mel.sample_rate, f_min=mel.f_min, f_max=mel.f_max, scale=mel.scale
+    )  # fmt: skip
+    return filters / filters.sum(1, keepdim=True).clamp(min=1e-8)
 
 
 @functools.cache
