@@ -57,11 +57,13 @@ class VocoderStage(StageBase):
     saved = ("vocoder", "discriminators")
 
     def __init__(self, run: RunConfig) -> None:
-        """Weights are those of HiFi-GAN and Vocos, by the mean of a term and not its sum."""
+        """Without discriminators there is one phase."""
         super().__init__(run)
         share = run.model.vocoder.adversarial_from
-        self.phases = ("generator",) if share >= 1 else ("generator", "discriminator")
-        self.weights = {"mel": 1.0, "magnitude": 1.0, "fooled": 0.05, "features": 0.1, "judged": 1.0}
+        self.phases, self.weights = ("generator",), {"mel": 1.0, "magnitude": 1.0}
+        if share < 1:
+            self.phases += ("discriminator",)
+            self.weights |= {"fooled": 0.05, "features": 0.1, "judged": 1.0}
         # A recorded step cannot change what it computes.
         self.capturable = share >= 1 or share <= 0
 
