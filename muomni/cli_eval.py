@@ -59,7 +59,7 @@ def speech(
     Args:
         run: Directory of the trained stages.
         data: embedded, or prepared sets with commas between; default: what the codec was trained on.
-        n: Held-out recordings of 3 to 30 words, spread over the split.
+        n: Held-out recordings of 3 to 30 words, evenly of each speaker.
         seeds: Seeds of the Talker; each sentence is said once a seed.
         judges: Some of whisper, mos and speaker, with commas between.
         threads: Threads of the model and of each judge.

@@ -81,7 +81,7 @@ class Listening:
 
 
 def chosen_items(session: Session, source: Source, *, split: Split, n: int) -> list[SpeechItem]:
-    """At most n items spread over a split: English, of N_WORDS words, that fit the context as sound and as text.
+    """At most n items of a split, as evenly as can be of each speaker: English, of N_WORDS words, that fit the context.
 
     Raises UserError when there is none.
     """
@@ -97,7 +97,20 @@ def chosen_items(session: Session, source: Source, *, split: Split, n: int) -> l
             f"data: no recording of {N_WORDS[0]} to {N_WORDS[1]} words in split {split} fits the model; "
             "name other sets with --data."
         )
-    return [fitting[i] for i in spread(len(fitting), n)]
+    return _even(fitting, n)
+
+
+def _even(items: Sequence[SpeechItem], n: int) -> list[SpeechItem]:
+    """n items in their order, the same number of each speaker as far as there are; a speaker's spread over his own."""
+    own: dict[str, list[int]] = defaultdict(list)
+    for i, item in enumerate(items):
+        own[item.speaker].append(i)
+    shares = dict.fromkeys(own, 0)
+    while sum(shares.values()) < min(n, len(items)):
+        for speaker in own:
+            shares[speaker] += shares[speaker] < len(own[speaker]) and sum(shares.values()) < n
+    chosen = [own[speaker][k] for speaker in own for k in spread(len(own[speaker]), shares[speaker])]
+    return [items[i] for i in sorted(chosen)]
 
 
 def listen(

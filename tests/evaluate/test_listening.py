@@ -13,7 +13,7 @@ from muomni.data.items import Item, Kind, Source, SpeechItem, Split
 from muomni.errors import UserError
 from muomni.evaluate import speech_speed
 from muomni.evaluate.judges import Panel
-from muomni.evaluate.listening import judged, listen
+from muomni.evaluate.listening import chosen_items, judged, listen
 from muomni.evaluate.speech_page import rows_of
 from muomni.evaluate.speech_paths import CODEC, GRIFFIN_LIM, ORIGINAL, SAY, resynthesis
 from muomni.infer.session import Session
@@ -118,6 +118,23 @@ def test_figures_are_those_of_a_listener_who_always_hears_the_same(session: Sess
     # A spectrogram that is inverted is nearer than what an untrained codec makes of it.
     assert figures[GRIFFIN_LIM, "stft"].value < figures[CODEC, "stft"].value
     assert [(h.path, h.seed) for h in result.heard[0]][-2:] == [(SAY, 0), (SAY, 1)]
+
+
+@pytest.mark.parametrize(
+    ("n", "taken"), [(2, "ab"), (3, "abc"), (5, "aabbc"), (7, "aaaabbc"), (99, "aaaaaabbc")]
+)
+def test_speakers_have_even_shares_as_far_as_they_have_recordings(
+    session: Session, monkeypatch: pytest.MonkeyPatch, n: int, taken: str
+) -> None:
+    items = [
+        SpeechItem(
+            id=f"{i}", text=f"one two three {i}", raw_text="", speaker=voice, synthetic=True, split="test", n_samples=1
+        )
+        for i, voice in enumerate("aaaaaabbc")
+    ]  # fmt: skip
+    monkeypatch.setattr(Tones, "items", lambda self, kind, split: items)
+    chosen = chosen_items(session, Tones(), split="test", n=n)
+    assert "".join(item.speaker for item in chosen) == taken
 
 
 def test_no_fit_recording_is_one_line_with_the_remedy(
