@@ -77,7 +77,7 @@ class Listening:
     figures: list[Judged]
     items: list[SpeechItem]
     heard: list[list[Heard]]
-    """Of each item, path by path; `say` once a seed."""
+    """Of each item, path by path, the recording first; `say` once a seed."""
 
 
 def chosen_items(session: Session, source: Source, *, split: Split, n: int) -> list[SpeechItem]:

@@ -49,8 +49,9 @@ def evaluate_speech(
     data = data or find_stage(root, "codec").record["config"].get("data", "embedded")
     source = open_source(data)
     listening = listen(session, source, panel, split=split, n=n, seeds=seeds, progress=progress)
-    timed = [listening.items[i] for i in spread(len(listening.items), N_TIMED)]
-    speed = measure_speed(session, [(source.waveform(item), item.text) for item in timed], seed=seeds[0])
+    timed = spread(len(listening.items), N_TIMED)
+    clips = [(listening.heard[i][0].waveform, listening.items[i].text) for i in timed]
+    speed = measure_speed(session, clips, seed=seeds[0])
     result = {
         "run": str(root), "data": data, "split": split, "n": len(listening.items), "seeds": list(seeds),
         "judges": panel.about, "machine": machine,
