@@ -86,7 +86,7 @@ def _amount(counts: dict[str, Any] | None) -> str:
     return "; ".join(said)
 
 
-def _chosen(names: Sequence[str], accept: Sequence[str]) -> list[Adapter]:
+def _chosen(names: Sequence[str], accept: Sequence[str], root: Path) -> list[Adapter]:
     """The adapters that names, recipes and NAME=PATH stand for. Raises UserError for unknown and unaccepted ones."""
     from muomni.data.sources import RECIPES, adapter, adapters
     from muomni.data.sources.own import own
@@ -96,7 +96,11 @@ def _chosen(names: Sequence[str], accept: Sequence[str]) -> list[Adapter]:
         given, mark, path = name.partition("=")
         if mark and given in (*RECIPES, *adapters()):
             raise UserError(f"data: {given} is a set of muomni; give your own another name.")
-        found += [own(given, Path(path))] if mark else [adapter(one) for one in RECIPES.get(name, (name,))]
+        found += (
+            [own(given, Path(path), root=root)]
+            if mark
+            else [adapter(one) for one in RECIPES.get(name, (name,))]
+        )
     for one in found:
         if one.opt_in and one.name not in accept:
             raise UserError(
@@ -133,10 +137,11 @@ def prepare(
     if not names:
         raise UserError("data prepare: name a set, or small, or full; `muomni data list` shows them.")
     console = Console(highlight=False, soft_wrap=True)
-    where = root or data_root()
+    # Absolute: what fetches, unpacks and speaks runs in other folders.
+    where = (root or data_root()).resolve()
     where.mkdir(parents=True, exist_ok=True)
     cache = where / "packages"
-    chosen = _chosen(names, accept)
+    chosen = _chosen(names, accept, where)
     missing = [one for one in chosen if not is_there(one, where)]
     wanted = {p: None for one in missing for p in one.packages if not is_fetched(p, cache)}
     if wanted:

@@ -1,8 +1,11 @@
-"""Small files of a run, replaced whole: a kill or a full disk leaves the old one or the new one."""
+"""Small files replaced whole: a kill or a full disk leaves the old one or the new one. Locks between processes."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -41,3 +44,15 @@ def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file inside the block; the system lets go of it when the process ends, however it does.
+
+    Raises BlockingIOError when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

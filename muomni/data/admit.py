@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import re
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,32 +52,38 @@ class Refused:
 
 def admit(found: Found, held_out_speakers: tuple[str, ...] = ()) -> Admitted | Refused:
     """Make, decode and measure an item; what cannot be used comes back with the reason."""
-    split: Split = found.split or split_of(found.kind, found.group)
-    fields: dict[str, Any] = {**found.fields, "id": found.id, "split": split}
     try:
-        payload = found.payload() if callable(found.payload) else found.payload
+        split: Split = found.split or split_of(found.kind, found.group)
+        fields: dict[str, Any] = {**found.fields, "id": found.id, "split": split}
+        payload, *files = (one() if callable(one) else one for one in (found.payload, *found.files))
         if found.kind == "dialogues":
-            payload = b"".join(found.files)
-            fields["sizes"] = [len(file) for file in found.files]
+            payload = b"".join(files)
+            fields["sizes"] = [len(file) for file in files]
+            played = {place for message in fields["messages"] for place in message.get("clips", ())}
+            fields["n_samples"] = [len(read_audio(f)) if i in played else 0 for i, f in enumerate(files)]
         if found.kind in ("speech", "questions"):
             fields["n_samples"] = len(read_audio(payload))
         item = read_item(found.kind, fields)
-        for text in texts(item):
+        for text in (found.id, *texts(item)):
             read_text(text, name=found.id)
-        length, fingerprint = _measured(item, payload, found.files)
+        length, fingerprint = _measured(item, payload, files)
     except LeftOutError as error:
         return Refused(id=found.id, reason=str(error), bad=False)
     except MediaError as error:
-        reason = str(error)
-        return Refused(id=found.id, reason=reason.replace(f"<{len(found.payload)} bytes>", found.id)
-                       if isinstance(found.payload, bytes) else reason, bad=True)  # fmt: skip
+        # Bytes have no name of their own.
+        return Refused(id=found.id, reason=re.sub(r"^<\d+ bytes>", lambda _: found.id, str(error)), bad=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        # A missing file, or a tool that does not get along with this one.
+        return Refused(id=found.id, reason=f"{found.id}: {error}", bad=True)
     speaker = item.speaker if isinstance(item, SpeechItem) else ""
     if speaker in held_out_speakers and split == "train":
         return Refused(id=found.id, reason=f"a training sentence by {speaker}, who is held out", bad=False)
     return Admitted(item=item, payload=payload, suffix=found.suffix, length=length, fingerprint=fingerprint)
 
 
-def _measured(item: Item, payload: bytes, files: tuple[bytes, ...]) -> tuple[int, int]:
+def _measured(item: Item, payload: bytes, files: Sequence[bytes]) -> tuple[int, int]:
     """Length and fingerprint. Raises MediaError for a file that cannot be used."""
     if isinstance(item, SpeechItem | QuestionItem):
         return item.n_samples, text_fingerprint(item.text)
@@ -86,11 +96,8 @@ def _measured(item: Item, payload: bytes, files: tuple[bytes, ...]) -> tuple[int
         clips = {place for message in item.messages for place in message.clips}
         if pictures & clips or pictures | clips != set(range(len(files))):
             raise MediaError(f"{item.id}: its messages do not use each of its {len(files)} files.")
-        for place, file in enumerate(files):
-            if place in pictures:
-                read_image(file)
-            else:
-                read_audio(file)
+        for place in pictures:
+            read_image(files[place])
         said = "\n".join(message.text for message in item.messages)
         return len(said.encode()), text_fingerprint(said)
     text = item.text if isinstance(item, TextItem | Conversation) else ""

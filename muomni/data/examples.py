@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
-from muomni.data.items import LineItem, PictureItem, QuestionItem, Source, SpeechItem, Split
+from muomni.data.items import (
+    DialogueClip,
+    DialogueItem,
+    DialoguePicture,
+    LineItem,
+    PictureItem,
+    QuestionItem,
+    Source,
+    SpeechItem,
+    Split,
+)
 from muomni.data.template import Document, Turn, length, render
 from muomni.data.text import Tokenizer
 
-Picture = PictureItem | LineItem
-Clip = SpeechItem | QuestionItem
+Picture = PictureItem | LineItem | DialoguePicture
+Clip = SpeechItem | QuestionItem | DialogueClip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +38,53 @@ class Example:
     """Indices into `pictures` of the split, in the order they are shown."""
     clips: tuple[int, ...] = ()
     """Indices into `clips` of the split, in the order they are played."""
+    before: tuple[Example, ...] = ()
+    """Earlier rounds of the same conversation, whose answers are learned too."""
+
+    @property
+    def rounds(self) -> tuple[Example, ...]:
+        """The whole conversation."""
+        return (*self.before, self)
+
+    @property
+    def all_pictures(self) -> tuple[int, ...]:
+        """The pictures of all rounds."""
+        return tuple(i for one in self.rounds for i in one.pictures)
+
+    @property
+    def all_clips(self) -> tuple[int, ...]:
+        """The clips of all rounds."""
+        return tuple(i for one in self.rounds for i in one.clips)
 
 
 def pictures(split: Split, source: Source) -> tuple[Picture, ...]:
-    """Every picture of a split: pictures of things, then those of written words."""
-    return (*source.pictures(split), *source.lines(split))
+    """Every picture of a split: of things, of written words, and those of dialogues in the order they are shown."""
+    shown = (
+        DialoguePicture(dialogue=item, place=place)
+        for item in source.dialogues(split)
+        for place in shown_in(item)
+    )
+    return (*source.pictures(split), *source.lines(split), *shown)
 
 
 def clips(split: Split, source: Source) -> tuple[Clip, ...]:
-    """Every clip of a split: recordings, then spoken questions."""
-    return (*source.speech(split), *source.questions(split))
+    """Every clip of a split: recordings, spoken questions, and those of dialogues in the order they are played."""
+    played = (
+        DialogueClip(dialogue=item, place=place)
+        for item in source.dialogues(split)
+        for place in played_in(item)
+    )
+    return (*source.speech(split), *source.questions(split), *played)
+
+
+def shown_in(item: DialogueItem) -> list[int]:
+    """Places of a dialogue's pictures among its files, in the order they are shown."""
+    return [place for message in item.messages for place in message.images]
+
+
+def played_in(item: DialogueItem) -> list[int]:
+    """Places of a dialogue's recordings among its files, in the order they are played."""
+    return [place for message in item.messages for place in message.clips]
 
 
 def swapped(chosen: Sequence[Example]) -> list[Example]:
@@ -67,7 +114,7 @@ class Places(TypedDict):
 def fitting(chosen: Sequence[Example], tokenizer: Tokenizer, **places: Unpack[Places]) -> list[Example]:
     """Those examples whose documents, media included, are not longer than max_seq_len."""
     turns = _turns(chosen, tokenizer, places["clip_tokens"], media=True)
-    lengths = [length([turn], places["n_image_tokens"]) for turn in turns]
+    lengths = [length(rounds, places["n_image_tokens"]) for rounds in turns]
     return [e for e, n in zip(chosen, lengths, strict=True) if n <= places["max_seq_len"]]
 
 
@@ -86,20 +133,22 @@ def documents(
     Raises TokenBudgetError for one that `fitting` would leave out.
     """
     turns = _turns(chosen, tokenizer, clip_tokens, media=media)
-    return [render([turn], n_image_tokens=n_image_tokens, max_seq_len=max_seq_len) for turn in turns]
+    return [render(rounds, n_image_tokens=n_image_tokens, max_seq_len=max_seq_len) for rounds in turns]
 
 
 def _turns(
     chosen: Sequence[Example], tokenizer: Tokenizer, clip_tokens: Sequence[int], *, media: bool
-) -> list[Turn]:
-    asked = tokenizer.encode_batch([e.question for e in chosen])
-    answers = tokenizer.encode_batch([e.answer for e in chosen])
-    return [
+) -> list[list[Turn]]:
+    rounds = [one for example in chosen for one in example.rounds]
+    asked = tokenizer.encode_batch([one.question for one in rounds])
+    answers = tokenizer.encode_batch([one.answer for one in rounds])
+    turns = iter(
         Turn(
             text=question,
             answer=answer,
-            n_images=len(example.pictures) if media else 0,
-            clips=[clip_tokens[clip] for clip in example.clips] if media else [],
+            n_images=len(one.pictures) if media else 0,
+            clips=[clip_tokens[clip] for clip in one.clips] if media else [],
         )
-        for example, question, answer in zip(chosen, asked, answers, strict=True)
-    ]
+        for one, question, answer in zip(rounds, asked, answers, strict=True)
+    )
+    return [[next(turns) for _ in example.rounds] for example in chosen]

@@ -140,9 +140,46 @@ class DialogueItem:
     split: str
     sizes: tuple[int, ...] = ()
     """Bytes of each file, which lie one after another."""
+    n_samples: tuple[int, ...] = ()
+    """Length of each file at 16 kHz, 0 for a picture."""
 
 
-Item = SpeechItem | QuestionItem | PictureItem | LineItem | Conversation | TextItem | DialogueItem
+@dataclass(frozen=True, kw_only=True)
+class DialogueFile:
+    """One file of a dialogue."""
+
+    of: ClassVar[Kind] = "dialogues"
+    dialogue: DialogueItem
+    place: int
+    """Among the dialogue's files."""
+
+    @property
+    def id(self) -> str:
+        """The dialogue's, with the place."""
+        return f"{self.dialogue.id}#{self.place}"
+
+    @property
+    def split(self) -> str:
+        """The dialogue's."""
+        return self.dialogue.split
+
+
+class DialoguePicture(DialogueFile):
+    """A picture of a dialogue."""
+
+
+class DialogueClip(DialogueFile):
+    """A recording of a dialogue."""
+
+    @property
+    def n_samples(self) -> int:
+        """Length at 16 kHz."""
+        return self.dialogue.n_samples[self.place]
+
+
+Item = (
+    SpeechItem | QuestionItem | PictureItem | LineItem | Conversation | TextItem | DialogueItem | DialogueFile
+)
 TYPES: dict[Kind, type[Item]] = {
     "speech": SpeechItem, "questions": QuestionItem, "pictures": PictureItem, "lines": LineItem,
     "conversations": Conversation, "texts": TextItem, "dialogues": DialogueItem,
@@ -176,18 +213,24 @@ class Source(ABC):
     def file(self, item: Item) -> bytes:
         """An item's file as it is stored; those of a dialogue one after another."""
 
-    def waveform(self, item: SpeechItem | QuestionItem) -> np.ndarray:
+    def _file(self, item: Item) -> bytes:
+        if not isinstance(item, DialogueFile):
+            return self.file(item)
+        start, size = sum(item.dialogue.sizes[: item.place]), item.dialogue.sizes[item.place]
+        return self.file(item.dialogue)[start : start + size]
+
+    def waveform(self, item: SpeechItem | QuestionItem | DialogueClip) -> np.ndarray:
         """A clip as (n_samples,) float32 mono at 16 kHz. Raises MediaError, also for another length than recorded."""
-        samples = read_audio(self.file(item), sample_rate=SAMPLE_RATE)
+        samples = read_audio(self._file(item), sample_rate=SAMPLE_RATE)
         if len(samples) != item.n_samples:
             raise MediaError(
                 f"{item.id}: {len(samples)} samples, its record says {item.n_samples}; expected a whole recording."
             )
         return samples
 
-    def picture(self, item: PictureItem | LineItem, *, side: int) -> np.ndarray:
+    def picture(self, item: PictureItem | LineItem | DialoguePicture, *, side: int) -> np.ndarray:
         """A picture fitted on a white square, (3, side, side) uint8 RGB. Raises MediaError."""
-        return to_array(read_image(self.file(item)), side)
+        return to_array(read_image(self._file(item)), side)
 
     def speech(self, split: Split) -> list[SpeechItem]:
         """Recordings."""

@@ -118,6 +118,15 @@ def _open(source: Source, what: str) -> _Stream:
     raise MediaError(f"{name}: {n_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read.")
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file as it is. Raises MediaError for what is not a regular file that may be read, is empty or too large."""
+    with _open(path, "a recording or picture") as stream:
+        payload = stream.read()
+        if stream.failure is not None:
+            raise MediaError(f"{_name(path)}: cannot be read ({stream.failure.strerror}).")
+    return payload
+
+
 def read_audio(source: Source, *, sample_rate: int = 16_000, max_seconds: float | None = None) -> np.ndarray:
     """A recording as (n_samples,) float32 mono in about [-1, 1] at sample_rate (Hz), resampled by soxr.
 

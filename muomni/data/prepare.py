@@ -1,7 +1,9 @@
 """`muomni data prepare`: an adapter's items, admitted in parallel, into tar shards with an index; whole or not at all.
 
-ROOT/.<set>.partial/    shard by shard, each with its rows; what a stopped run goes on from
-ROOT/<set>/             the finished set, put there by one rename
+ROOT/.<set>.partial/        what a stopped run goes on from: key, done-00000.json with the rows of each shard,
+ROOT/.<set>.partial/set/    and the shards
+ROOT/<set>/                 the finished set, put there by one rename
+ROOT/.<set>.lock            held while it is prepared
 """
 
 from __future__ import annotations
@@ -54,11 +56,26 @@ def prepare(
     """Prepare a set, or find that it is there; the same bytes for any number of workers.
 
     Returns its folder. Raises SourceError when something cannot be fetched, PreparedDataError when more than bad_share
-    of its items are bad, OSError for a full disk; what was done is gone on from by the next call.
+    of its items are bad or another process prepares it, OSError for a full disk; what was done is gone on from by the
+    next call.
     """
+    try:
+        with files.locked(root / f".{adapter.name}.lock"):
+            if not is_there(adapter, root):
+                _prepare(
+                    adapter, root, cache=cache, n_workers=n_workers, bad_share=bad_share, progress=progress
+                )
+    except BlockingIOError:
+        raise PreparedDataError(
+            f"data: another process prepares {adapter.name} in {root}; wait for it, or use another --root."
+        ) from None
+    return root / adapter.name
+
+
+def _prepare(
+    adapter: Adapter, root: Path, *, cache: Path, n_workers: int, bad_share: float, progress: Progress
+) -> None:
     target, key = root / adapter.name, _key(adapter)
-    if is_there(adapter, root):
-        return target
     writer = _Writer(root / f".{adapter.name}.partial", key)
     for result in _admitted(adapter, cache, skip=writer.n_found, n_workers=n_workers):
         writer.add(result)
@@ -69,7 +86,6 @@ def prepare(
     writer.close_shard()
     _judge(adapter.name, writer, bad_share, judged_from=1)
     writer.finish(adapter, target)
-    return target
 
 
 def is_there(adapter: Adapter, root: Path) -> bool:
@@ -131,6 +147,7 @@ class _Writer:
     def __init__(self, folder: Path, key: str) -> None:
         """Go on with what is in the folder if it is of the same key, or else begin anew."""
         self.folder = folder
+        self.set = folder / "set"
         self.rows: list[dict[str, Any]] = []
         self.bad: list[dict[str, str]] = []
         self.left_out: Counter[str] = Counter()
@@ -138,11 +155,12 @@ class _Writer:
         self._open: list[Admitted] = []
         self._size = self._pending = 0
         self._fresh: dict[str, list[Any]] = {"bad": [], "left_out": []}
-        if folder.is_dir() and (folder / "key").is_file() and (folder / "key").read_text() == key:
+        # Without the shards, a leftover of a finished set.
+        if self.set.is_dir() and (folder / "key").is_file() and (folder / "key").read_text() == key:
             self._resume()
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            self.set.mkdir(parents=True)
             files.replace(folder / "key", key)
         self._ids = {row["record"]["id"] for row in self.rows}
 
@@ -188,10 +206,10 @@ class _Writer:
         if not self._pending:
             return
         name = f"shard-{self.n_shards:05d}.tar"
-        rows = _write_tar(self.folder / name, self._open, self.n_shards)
+        rows = _write_tar(self.set / name, self._open, self.n_shards)
         n_shards = self.n_shards + any(row["size"] for row in rows)
         if n_shards == self.n_shards:
-            (self.folder / name).unlink()
+            (self.set / name).unlink()
         number = len(list(self.folder.glob("done-*.json")))
         done = {
             "rows": rows, "bad": self._fresh["bad"], "left_out": self._fresh["left_out"], "n_found": self.n_found,
@@ -205,12 +223,12 @@ class _Writer:
 
     def finish(self, adapter: Adapter, target: Path) -> None:
         """Index and manifest, then the rename."""
-        with (self.folder / "records.jsonl").open("wb") as file:
+        with (self.set / "records.jsonl").open("wb") as file:
             for row in self.rows:
                 row["start"] = file.tell()
                 file.write(json.dumps(row["record"], ensure_ascii=False, sort_keys=True).encode() + b"\n")
         index.save(
-            self.folder / "index",
+            self.set / "index",
             [
                 {**{k: row[k] for k in ("place", "length", "fingerprint", "shard", "offset", "size")},
                  "record": row["start"]}
@@ -218,10 +236,11 @@ class _Writer:
             ],
         )  # fmt: skip
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.bad)
-        (self.folder / "quarantine.jsonl").write_text(lines, encoding="utf-8")
-        for leftover in [*self.folder.glob("done-*.json"), self.folder / "key"]:
-            leftover.unlink()
-        named = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        (self.set / "quarantine.jsonl").write_text(lines, encoding="utf-8")
+        # What a stopped run left half-written is no part of the set.
+        for leftover in [*self.set.glob(".*"), self.set / MANIFEST]:
+            leftover.unlink(missing_ok=True)
+        named = sorted(p for p in self.set.rglob("*") if p.is_file())
         manifest = {
             "format": FORMAT,
             "key": _key(adapter),
@@ -234,15 +253,16 @@ class _Writer:
             "counts": _counts(self.rows),
             "quarantined": len(self.bad),
             "left_out": dict(sorted(self.left_out.items())),
-            "files": {str(p.relative_to(self.folder)): _hashed(p) for p in named},
+            "files": {str(p.relative_to(self.set)): _hashed(p) for p in named},
         }
-        files.replace(self.folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        files.replace(self.set / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         aside = self.folder.with_name(f".{target.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
         if target.exists():
             target.rename(aside)
-        self.folder.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
+        self.set.rename(target)
+        for leftover in (aside, self.folder):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_tar(path: Path, admitted: Iterable[Admitted], shard: int) -> list[dict[str, Any]]:

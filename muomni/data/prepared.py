@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 
 from muomni.data import embedded
 from muomni.data.index import Index, near
-from muomni.data.items import KINDS, SPLITS, Item, Kind, Source, Split, read_item
+from muomni.data.items import KINDS, SPLITS, Item, Kind, PictureItem, Source, Split, read_item
 from muomni.data.sources import RECIPES
+from muomni.data.splits import normalised
 from muomni.errors import UserError
 
 FORMAT = 1
@@ -124,9 +125,19 @@ class Prepared(Source):
             rows = [index.rows(kind, split) for index in self._indices]
             if split == "train":
                 held = self._fingerprints([kind], HELD_OUT)
+                # The same thing drawn in another set looks different.
+                names = (
+                    {self._name(item) for held_out in HELD_OUT for item in self.pictures(held_out)}
+                    if kind == "pictures"
+                    else set()
+                )
                 for i, (index, own) in enumerate(zip(self._indices, rows, strict=True)):
                     mine = index.columns["fingerprint"][own]
                     alike = near(mine, held) if kind == "pictures" else np.isin(mine, held)
+                    if names:
+                        alike |= np.array(
+                            [self._name(item) in names for item in self._read(kind, i, own)], bool
+                        )
                     rows[i] = own[~alike]
                     self.left_out[kind] += int(alike.sum())
             self._kept[kind, split] = rows
@@ -144,19 +155,34 @@ class Prepared(Source):
         """The items of a kind in a split, set by set."""
         if (kind, split) not in self._items:
             found: list[Item] = []
-            for n, (folder, index, rows) in enumerate(
-                zip(self.folders, self._indices, self.rows(kind, split), strict=True)
-            ):
-                if not len(rows):
-                    continue
-                with (folder / "records.jsonl").open("rb") as file:
-                    for row, start in zip(rows.tolist(), index.columns["record"][rows].tolist(), strict=True):
-                        file.seek(start)
-                        item = read_item(kind, json.loads(file.readline()))
-                        self._places[item.id] = (n, row)
-                        found.append(item)
+            for n, rows in enumerate(self.rows(kind, split)):
+                for row, item in zip(rows.tolist(), self._read(kind, n, rows), strict=True):
+                    self._places[item.id] = (n, row)
+                    found.append(item)
             self._items[kind, split] = found
         return self._items[kind, split]
+
+    def _read(self, kind: Kind, n: int, rows: np.ndarray) -> Iterator[Item]:
+        """The items of some rows of set n."""
+        if not len(rows):
+            return
+        with (self.folders[n] / "records.jsonl").open("rb") as file:
+            for start in self._indices[n].columns["record"][rows].tolist():
+                file.seek(start)
+                yield read_item(kind, json.loads(file.readline()))
+
+    @staticmethod
+    def _name(item: Item) -> str:
+        assert isinstance(item, PictureItem)
+        return normalised(item.label)
+
+    def fingerprints(self, kind: Kind, split: Split) -> np.ndarray:
+        """Of each item, uint64, in the order of `items`: of its text, or of a picture's looks."""
+        own = [
+            index.columns["fingerprint"][rows]
+            for index, rows in zip(self._indices, self.rows(kind, split), strict=True)
+        ]
+        return np.concatenate(own)
 
     def lengths(self, kind: Kind, split: Split) -> np.ndarray:
         """Samples of each clip or bytes of each text, int64, in the order of `items`."""

@@ -9,7 +9,16 @@ from typing import TypeVar
 import numpy as np
 
 from muomni.data.examples import Example
-from muomni.data.items import Conversation, LineItem, PictureItem, QuestionItem, Source, SpeechItem, Split
+from muomni.data.items import (
+    Conversation,
+    DialogueItem,
+    LineItem,
+    PictureItem,
+    QuestionItem,
+    Source,
+    SpeechItem,
+    Split,
+)
 
 Some = TypeVar("Some")
 Make = Callable[[int, np.random.Generator], Example]
@@ -38,6 +47,8 @@ class Material:
     questions: Sequence[QuestionItem]
     """Their indices among an example's clips come after those of `speech`."""
     conversations: Sequence[Conversation]
+    dialogues: Sequence[DialogueItem]
+    """The indices of their pictures and clips come last."""
     max_audio_samples: int
     """Longer clips are left out."""
 
@@ -47,7 +58,7 @@ class Material:
         return cls(
             split=split, pictures=source.pictures(split), lines=source.lines(split), speech=source.speech(split),
             questions=source.questions(split), conversations=source.conversations(split),
-            max_audio_samples=max_audio_samples,
+            dialogues=source.dialogues(split), max_audio_samples=max_audio_samples,
         )  # fmt: skip
 
     def asked(self, kind: str) -> list[int]:

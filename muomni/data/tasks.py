@@ -20,6 +20,7 @@ WEIGHTS: Mapping[str, float] = MappingProxyType({
     "name": 1.0, "name spoken": 1.0, "group": 1.0, "group spoken": 1.0, "caption": 2.0, "yes or no": 0.15,
     "count": 0.15, "count kind": 0.15, "odd one out": 0.15, "read": 1.0,
     "transcribe": 2.25, "definition": 0.25, "definition spoken": 0.5, "chat": 0.65, "say": 1.15,
+    "dialogue": 1.0,
 })  # fmt: skip
 """What each task counts beside one of as many things; with the embedded set and TEMPERATURE one example in five is
 chat, one in seven transcription, and one in fourteen what needs several pictures or a yes or no."""

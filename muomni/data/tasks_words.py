@@ -1,7 +1,9 @@
-"""Tasks about words: transcribing, answering typed and spoken questions, talking, saying."""
+"""Tasks about words: transcribing, answering typed and spoken questions, talking, saying; dialogues with media."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -40,6 +42,26 @@ def word_tasks(material: Material) -> Iterator[Task]:
     # The same text may be read by many voices, the same thing drawn in many styles.
     texts = dict.fromkeys([*(text for _, text in heard), *(item.label for item in material.pictures)])
     yield Task(name="say", n=len(texts), make=_typed("say", [(SAY + text, text) for text in texts]))
+    dialogues = list(_dialogues(material))
+    yield Task(name="dialogue", n=len(dialogues), make=lambda i, _: dialogues[i])
+
+
+def _dialogues(material: Material) -> Iterator[Example]:
+    """Conversations with pictures and recordings, as they are; those with a clip that is too long are left out."""
+    picture, clip = (
+        itertools.count(len(material.pictures) + len(material.lines)),
+        itertools.count(len(material.speech) + len(material.questions)),
+    )
+    for item in material.dialogues:
+        rounds: tuple[Example, ...] = ()
+        for asked, answered in zip(item.messages[::2], item.messages[1::2], strict=False):
+            own = Example(
+                task="dialogue", question=asked.text, answer=answered.text, before=rounds,
+                pictures=tuple(next(picture) for _ in asked.images), clips=tuple(next(clip) for _ in asked.clips),
+            )  # fmt: skip
+            rounds = (*rounds, dataclasses.replace(own, before=()))
+        if rounds and max(item.n_samples, default=0) <= material.max_audio_samples:
+            yield own
 
 
 def _transcribe(asks: Sequence[str], heard: Sequence[tuple[int, str]]) -> Make:

@@ -10,6 +10,7 @@ import torch
 from muomni.data.items import (
     KINDS,
     Conversation,
+    DialogueFile,
     DialogueItem,
     Item,
     Kind,
@@ -32,6 +33,8 @@ def texts(item: Item) -> list[str]:
         return list(item.turns) or [""]
     if isinstance(item, DialogueItem):
         return [message.text for message in item.messages if message.text] or [""]
+    if isinstance(item, DialogueFile):
+        return []
     if isinstance(item, QuestionItem) and item.answer:
         return [item.text, item.answer]
     return [item.text]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from muomni.config import ModelConfig, RunConfig
 from muomni.data.items import Source, Split
 from muomni.data.prepared import open_source
 from muomni.data.quarantine import Quarantine
+from muomni.data.usable import BEFORE_TRAINING
 from muomni.errors import UserError
 from muomni.models.weights import CheckpointError, load_weights, newest_complete
 from muomni.settings import to_dict
@@ -197,6 +198,15 @@ class StageBase:
     def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """No samples."""
         return {}
+
+    def need(self, what: str, of: Callable[[Split], Sized]) -> None:
+        """Raise UserError when a split that a run reads has nothing usable."""
+        for split in BEFORE_TRAINING:
+            if not len(of(split)):
+                raise UserError(
+                    f"stage {self.name}: data {self.run.data} has no usable {what} in split {split}; "
+                    "add a set that has (`muomni data list` and `muomni data stats` say)."
+                )
 
     def device(self, model: nn.Module) -> torch.device:
         """Where the model is."""

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from muomni.data.items import (
     SPLITS,
     Conversation,
+    DialogueItem,
     Item,
     Kind,
     LineItem,
+    Message,
     PictureItem,
     QuestionItem,
     Source,
@@ -45,7 +47,7 @@ class Made(Source):
 def full() -> Made:
     """Some of everything in every split; every label is the split's own."""
     found: dict[Kind, list[Item]] = {
-        k: [] for k in ("speech", "questions", "pictures", "lines", "conversations")
+        k: [] for k in ("speech", "questions", "pictures", "lines", "conversations", "dialogues")
     }
     for s in SPLITS:
         for style in ("photo", "icon"):
@@ -87,6 +89,17 @@ def full() -> Made:
                     id=f"{s}/asked/{i}", split=s, turns=(f"what is word {i} {s}", f"a word with {i}")
                 )
             )
+            found["dialogues"].append(
+                DialogueItem(
+                    id=f"{s}/dialogue/{i}", split=s, sizes=(1, 2, 3), n_samples=(0, found["speech"][-1].n_samples, 0),
+                    messages=(
+                        Message(role="user", text=f"look {i} {s}", images=(2, 0)),
+                        Message(role="assistant", text=f"i see {i}"),
+                        Message(role="user", clips=(1,)),
+                        Message(role="assistant", text=f"i hear {i}"),
+                    ),
+                )
+            )  # fmt: skip
     return Made(found)
 
 

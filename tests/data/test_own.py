@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -116,11 +117,11 @@ def test_a_folder_speaks_for_itself(tmp_path: Path) -> None:
             path.write_bytes(wav() if path.suffix == ".wav" else made.drawing(len(name)))
     items = prepared(base, tmp_path / "root")
     assert sorted(item.id for item in items) == [
-        "mine/animals/red fox/1", "mine/house", "mine/notes/letter/0000", "mine/voices/a"
+        "mine/animals/red fox/1.png", "mine/house.jpg", "mine/notes/letter.md/0000", "mine/voices/a.wav"
     ]  # fmt: skip
     by_id = {item.id: item for item in items}
-    assert by_id["mine/animals/red fox/1"].label == "red fox"  # type: ignore[union-attr]
-    assert by_id["mine/voices/a"].text == "words of a more of them"  # type: ignore[union-attr]
+    assert by_id["mine/animals/red fox/1.png"].label == "red fox"  # type: ignore[union-attr]
+    assert by_id["mine/voices/a.wav"].text == "words of a more of them"  # type: ignore[union-attr]
 
 
 def test_a_changed_folder_is_prepared_again(folder: Path, tmp_path: Path) -> None:
@@ -141,7 +142,98 @@ def test_a_missing_or_broken_file_is_quarantined(folder: Path, tmp_path: Path) -
     target = prepare(own("mine", folder / "m.jsonl"), tmp_path / "root", cache=tmp_path, bad_share=0.7)
     told = [json.loads(line) for line in (target / "quarantine.jsonl").read_text().splitlines()]
     assert [line["id"] for line in told] == ["mine/0000002", "mine/0000003"]
-    assert "No such file" in told[1]["reason"] and "clips/absent.wav" in told[1]["reason"]
+    assert "no such file" in told[1]["reason"] and "clips/absent.wav" in told[1]["reason"]
+
+
+BAD_ROWS = {
+    "half a character": ({"text": "\ud800"}, r"U\+D800, half of a character"),
+    "half a character in an id": ({"text": "x", "id": "\udfff"}, r"U\+DFFF, half of a character"),
+    "a control character in an id": ({"text": "x", "id": "a\x01"}, "control character"),
+    "a number without a name": (
+        {"audio": "clips/a.wav", "text": "9" * 400},
+        "numbers cannot be put into words",
+    ),
+    "numbers of a language": (
+        {"audio": "clips/a.wav", "text": "5", "language": "zh"},
+        "numbers in language 'zh'",
+    ),
+    "no path": ({"image": "pictures/\x00.png", "text": "x"}, "is no path"),
+    "a folder": ({"audio": "clips", "text": "x"}, "is not a file"),
+    "a pipe": ({"audio": "clips/pipe.wav", "text": "x"}, "is not a file"),
+    "too large": ({"image": "pictures/large.png", "text": "x"}, "256 MiB|257 MiB"),
+    "a picture of a dialogue that is absent": (
+        {"messages": [{"role": "user", "images": ["pictures/none.png"]}, {"role": "assistant", "text": "y"}]},
+        "none.png: no such file",
+    ),
+    "a clip of a dialogue that is broken": (
+        {"messages": [{"role": "user", "audio": "manifest.jsonl"}, {"role": "assistant", "text": "y"}]},
+        "mine/0000002: is not a readable recording",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_row_that_cannot_be_used_is_quarantined_and_the_others_are_not(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    row, told = BAD_ROWS[name]
+    os.mkfifo(folder / "clips/pipe.wav")
+    with (folder / "pictures/large.png").open("wb") as file:
+        file.truncate(256 * 2**20 + 1)
+    rows = [{"text": "before"}, row, {"text": "after"}]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    target = prepare(own("mine", folder / "manifest.jsonl"), tmp_path / "root", cache=tmp_path, bad_share=0.4)
+    (line,) = [json.loads(line) for line in (target / "quarantine.jsonl").read_text().splitlines()]
+    assert line["id"].startswith("mine/") and re.search(told, line["reason"])
+    source = Prepared([target])
+    assert {i.text for split in SPLITS for i in source.texts(split)} == {"before", "after"}
+
+
+def test_messages_without_media_may_say_so_with_null(folder: Path, tmp_path: Path) -> None:
+    (folder / "m.jsonl").write_text(talk({"text": "x", "images": None, "audio": None}, {"text": "y"}))
+    (item,) = prepared(folder / "m.jsonl", tmp_path / "root")
+    assert isinstance(item, Conversation) and item.turns == ("x", "y")
+
+
+def test_a_line_ends_at_a_line_feed_alone(folder: Path, tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three\x0cfour"
+    (folder / "m.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\r\n\n")
+    (item,) = prepared(folder / "m.jsonl", tmp_path / "root")
+    assert isinstance(item, TextItem) and item.text == text
+
+
+def test_a_manifest_may_be_larger_than_a_text(folder: Path, tmp_path: Path) -> None:
+    line = json.dumps({"text": "a" * 2**20}) + "\n"
+    (folder / "m.jsonl").write_text("".join(line.replace('"a', f'"{i} a') for i in range(18)))
+    assert len(prepared(folder / "m.jsonl", tmp_path / "root")) == 18
+
+
+def test_sets_below_the_folder_are_no_part_of_it_and_change_nothing(folder: Path, tmp_path: Path) -> None:
+    for path in folder.rglob("*.wav"):
+        path.with_suffix(".txt").write_text("words")
+    root = folder / "sets"
+    first = own("mine", folder, root=root)
+    target = prepare(first, root, cache=root)
+    assert is_there(own("mine", folder, root=root), root)
+    (folder / "manifest.jsonl").write_text(json.dumps({"audio": "clips/a.wav", "text": "x"}))
+    once = own("rows", folder / "manifest.jsonl", root=root)
+    (root / "new.wav").write_bytes(wav())
+    assert own("rows", folder / "manifest.jsonl", root=root).version == once.version
+    (folder / "clips/a.wav").write_bytes(wav() + b"more")
+    assert own("rows", folder / "manifest.jsonl", root=root).version != once.version
+    assert {i.id for s in SPLITS for i in Prepared([target]).speech(s)} == {
+        "mine/clips/a.wav",
+        "mine/clips/b.wav",
+    }
+
+
+def test_a_recording_and_a_picture_may_have_one_name(tmp_path: Path) -> None:
+    base = tmp_path / "folder"
+    base.mkdir()
+    (base / "a.wav").write_bytes(wav())
+    (base / "a.png").write_bytes(made.drawing(1))
+    (base / "a.txt").write_text("both")
+    assert {item.id for item in prepared(base, tmp_path / "root")} == {"mine/a.wav", "mine/a.png"}
 
 
 def talk(asked: dict[str, object], answered: dict[str, object]) -> str:
@@ -161,7 +253,7 @@ def talk(asked: dict[str, object], answered: dict[str, object]) -> str:
         ("m.jsonl", '{"text": "x", "split": "dev"}', "split 'dev'; expected train, validation or test"),
         ("m.jsonl", '{"text": "x"}\n["y"]', "row 2: expected an object"),
         ("m.jsonl", '{"text": "x"', "row 1: is not JSON"),
-        ("m.jsonl", "", "is empty; expected text"),
+        ("m.jsonl", "", "is empty; expected a row"),
         ("m.jsonl", '{"messages": [{"role": "user", "text": "x"}]}', "expected a list of two or more"),
         ("m.jsonl", '{"messages": [{"role": "assistant", "text": "x"}, {"role": "user", "text": "y"}]}',
          "message 1 is by 'assistant'; expected user and assistant in turn"),
@@ -169,17 +261,27 @@ def talk(asked: dict[str, object], answered: dict[str, object]) -> str:
          "a part of type 'video'; expected text"),
         ("m.jsonl", talk({"text": "x"}, {"text": "y", "images": ["pictures/a.png"]}),
          "an assistant answers with text and nothing else"),
+        ("m.jsonl", talk({"content": ["x"]}, {"text": "y"}), "a part of type None; expected text"),
+        ("m.jsonl", talk({"content": [{"type": "image", "image": 5}]}, {"text": "y"}),
+         "a part of type 'image' holds 5; expected a string"),
+        ("m.jsonl", talk({"text": "x", "images": 5}, {"text": "y"}), "images: 5; expected a path or a list of paths"),
+        ("m.jsonl", '{"image": "pictures/a.png", "text": "x", "tags": 5}', "tags: 5; expected words with commas"),
+        ("m.jsonl", b'{"text": "\xff"}', "row 1: is not UTF-8"),
+        ("m.jsonl", '{"text": "' + "a" * (16 * 2**20) + '"}', "row 1: 16.0 MiB of text, at most 16 are read"),
+        ("m.csv", b"text\nfine\n\xff\xfe\n", "after row [01]: is not UTF-8"),
         ("m.csv", "text,split\na,train,more\n", "row 1: has not 2 cells"),
         ("m.csv", 'text\nb\n"a\n', "row 2: unexpected end of data; quote cells"),
         ("m.txt", "text", "is no manifest; expected .jsonl, .csv"),
         ("absent.jsonl", None, "is not there; give a folder or a manifest"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(name: str, text: str | None, told: str, folder: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_line(
+    name: str, text: str | bytes | None, told: str, folder: Path, tmp_path: Path
+) -> None:
     (folder / "out.wav").symlink_to(tmp_path / "elsewhere.wav")
     (tmp_path / "elsewhere.wav").write_bytes(wav())
     if text is not None:
-        (folder / name).write_text(text)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(OwnDataError, match=told) as error:
         prepare(own("mine", folder / name), tmp_path / "root", cache=tmp_path)
     assert "\n" not in str(error.value)

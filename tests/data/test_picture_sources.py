@@ -19,6 +19,7 @@ from muomni.data.items import LineItem
 from muomni.data.media import MediaError, read_image
 from muomni.data.sources import chitchat, emoji, iconify, lines, openclipart, svg
 from muomni.data.sources.adapter import Found, LeftOutError
+from muomni.data.splits import normalised
 
 WORDS = [
     {"emoji": "🚶", "hexcode": "1F6B6", "label": "Person Walking", "tags": ["walk"], "group": 1},
@@ -161,7 +162,7 @@ def test_lines_are_written_words_in_any_place_and_colour(
     items = list(islice(lines._find(letters, n=30, name="lines"), 12))
     assert len({one.fields["text"] for one in items}) == 12
     for one in items:
-        assert one.group == one.fields["text"].lower() and len(one.group) <= lines.MAX_CHARACTERS
+        assert one.group == normalised(one.fields["text"]) and len(one.fields["text"]) <= lines.MAX_CHARACTERS
         first, again = admit(one), admit(one)
         assert (
             isinstance(first, Admitted) and isinstance(again, Admitted) and isinstance(first.item, LineItem)

@@ -1,12 +1,14 @@
 """Preparing: whole or not at all, the same bytes for any number of workers, resumed, judged, never leaking."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,65 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(
     assert len(made_items) == n_found - stop_at // 64 * 64
 
 
+class _Killed(BaseException):
+    """Nothing catches it but the test."""
+
+
+def _killing(call: Callable[..., object], calls: Iterator[int], at: int) -> Callable[..., object]:
+    """`call`, but for the one number `at` of all calls counted together."""
+
+    @functools.wraps(call)
+    def counted(*arguments: object, **named: object) -> object:
+        if next(calls) == at:
+            raise _Killed
+        return call(*arguments, **named)
+
+    return counted
+
+
+TOUCHES = (
+    (Path, "rename"), (Path, "unlink"), (Path, "open"), (Path, "write_text"), (shutil, "rmtree"),
+    (preparing.index, "save"), (preparing.files, "replace"),
+)  # fmt: skip
+
+
+def test_a_kill_anywhere_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "SHARD_ITEMS", 64)
+    expected = hashes(prepare(made.adapter(n=40), tmp_path / "once", cache=tmp_path))
+    finish = preparing._Writer.finish
+    for stop_at in itertools.count():
+        calls, root = itertools.count(), tmp_path / f"killed {stop_at}"
+
+        def killed(*arguments: object, calls: Iterator[int] = calls, at: int = stop_at) -> None:
+            with monkeypatch.context() as patch:
+                for owner, name in TOUCHES:
+                    patch.setattr(owner, name, _killing(getattr(owner, name), calls, at))
+                finish(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(preparing._Writer, "finish", killed)
+        with contextlib.suppress(_Killed):
+            prepare(made.adapter(n=40), root, cache=tmp_path)
+            break
+        monkeypatch.setattr(preparing._Writer, "finish", finish)
+        assert hashes(prepare(made.adapter(n=40), root, cache=tmp_path)) == expected, stop_at
+    assert stop_at > 10
+
+
+def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c",
+         "import sys, pathlib; from muomni import files\n"
+         "with files.locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()",
+         str(tmp_path / ".made.lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(PreparedDataError, match="another process prepares made"):
+        prepare(made.adapter(n=20), tmp_path, cache=tmp_path)
+    holder.communicate("")
+    assert prepare(made.adapter(n=20), tmp_path, cache=tmp_path).is_dir()
+
+
 def _noted(one: Found, made_items: list[str]) -> bytes:
     made_items.append(one.id)
     return one.payload() if callable(one.payload) else one.payload
@@ -196,6 +257,10 @@ def test_no_training_item_is_nearly_a_held_out_one_of_any_set(whole: Path, tmp_p
             payload=made.drawing(number, side=200), fields={"label": "x", "tags": [], "group": "y"},
         )  # fmt: skip
         yield Found(
+            kind="pictures", id="leak/name", group="another", suffix=".png", split="train",
+            payload=made.drawing(99_998), fields={"label": held[1].label.title(), "tags": [], "group": "y"},
+        )  # fmt: skip
+        yield Found(
             kind="pictures", id="fine/picture", group="fine", suffix=".png", split="train",
             payload=made.drawing(99_999), fields={"label": "x", "tags": [], "group": "y"},
         )  # fmt: skip
@@ -204,10 +269,10 @@ def test_no_training_item_is_nearly_a_held_out_one_of_any_set(whole: Path, tmp_p
     assert other.is_dir()
     leak = prepare(dataclasses.replace(made.adapter(name="leak"), find=leaking), tmp_path, cache=tmp_path)
     alone, both = Prepared([leak]), Prepared([whole, leak])
-    assert {i.id for i in alone.pictures("train")} == {"leak/picture", "fine/picture"}
+    assert {i.id for i in alone.pictures("train")} == {"leak/picture", "leak/name", "fine/picture"}
     assert len(alone.speech("train")) == 1
     ids = {i.id for i in (*both.pictures("train"), *both.speech("train"))}
-    assert "fine/picture" in ids and not ids & {"leak/picture", "leak/speech"}
+    assert "fine/picture" in ids and not ids & {"leak/picture", "leak/name", "leak/speech"}
     assert both.left_out["speech"] >= 1 and both.left_out["pictures"] >= 1
 
 

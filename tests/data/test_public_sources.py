@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import tarfile
 import threading
 import types
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -81,16 +83,31 @@ def test_common_voice_is_what_the_user_put_there(cache: Path) -> None:
 
 def test_coco_has_five_sentences_and_its_splits(cache: Path) -> None:
     files: dict[str, bytes | str] = {}
-    for year, image in (("train2017", 9), ("val2017", 139)):
-        rows = [{"image_id": image, "caption": f"A  dog number {i}."} for i in range(5)]
-        listed = {"images": [{"id": image, "file_name": f"{image:012d}.jpg"}, {"id": 7, "file_name": "x.jpg"}],
+    kept = next(i for i in itertools.count(10) if zlib.crc32(f"coco {i}".encode()) % 40 == 0)
+    for year, image, other in (("train2017", 9, kept), ("val2017", 139, 140)):
+        rows = [
+            {"image_id": one, "caption": f"A  dog number {i}."} for i in range(5) for one in (image, other)
+        ]
+        listed = {"images": [{"id": image, "file_name": f"{image:012d}.jpg"}, {"id": 7, "file_name": "x.jpg"},
+                             {"id": other, "file_name": f"{other:012d}.jpg"}],
                   "annotations": rows}  # fmt: skip
         files[f"annotations/captions_{year}.json"] = json.dumps(listed)
     place(public_pictures.ANNOTATIONS, cache, files)
     place(public_pictures.PICTURES["train"], cache, {"train2017/000000000009.jpg": made.drawing(1)})
     place(public_pictures.PICTURES["test"], cache, {"val2017/000000000139.jpg": made.drawing(2)})
-    train, test = found("coco", cache)
-    assert (train.split, test.split) == ("train", "test") and train.group == "coco 9"
+    train, validation, *test = found("coco", cache)
+    assert [one.id for one in (train, validation, *test)] == [
+        "coco/9",
+        f"coco/{kept}",
+        "coco/139",
+        "coco/140",
+    ]
+    assert (train.split, validation.split, *(one.split for one in test)) == (
+        "train",
+        "validation",
+        "test",
+        "test",
+    )
     assert train.fields["label"] == "a dog number 0"
     assert train.fields["captions"] == [f"A dog number {i}." for i in range(5)]
     assert isinstance(admit(train), Admitted)

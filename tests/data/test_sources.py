@@ -43,9 +43,15 @@ def package(payload: bytes, cache: Path, *, sha256: str | None = None) -> Packag
     )
 
 
-def test_a_cached_package_is_unpacked_and_used_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["absolute", "relative"])
+def test_a_cached_package_is_unpacked_and_used_in_place(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "pinned_voice", raising=False)
     source = package(wheel("NAME = 'pinned'"), tmp_path)
-    tool = fetch.build_tool("pinned_voice", folder=fetch.fetch(source, tmp_path))
+    folder = fetch.fetch(source, tmp_path if cache == "absolute" else Path())
+    tool = fetch.build_tool("pinned_voice", folder=folder)
     assert tool.NAME == "pinned"
     assert str(tmp_path) not in sys.path
     with pytest.raises(SourceError, match="not from the pinned package"):

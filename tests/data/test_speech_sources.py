@@ -93,19 +93,30 @@ TALK = [
 ]
 
 
-def _conversation(cache: Path) -> None:
-    talk = {"messages": [[{"text": turn}] for turn in TALK]}
-    place(chitchat.CONVERSATIONS, cache, {"dataset.json": json.dumps({"one": talk})})
+def _conversation(cache: Path, **more: list[str]) -> None:
+    talks = {"one": TALK, **more}
+    data = {name: {"messages": [[{"text": turn}] for turn in turns]} for name, turns in talks.items()}
+    place(chitchat.CONVERSATIONS, cache, {"dataset.json": json.dumps(data)})
 
 
 def test_sentences_are_plain_and_each_comes_once(cache: Path) -> None:
     _conversation(cache)
-    assert sorted(synthesis.sentences(cache)) == [
+    assert sorted(sentence for sentence, _ in synthesis.sentences(cache)) == [
         "Do you like walking by the river?",
         "I do like it very much!",
         "To the old house on the hill, most of the time.",
         "Where do you go on Sundays?",
     ]
+
+
+def test_a_sentence_has_the_split_of_its_conversation_and_none_is_in_two(cache: Path) -> None:
+    held_out = next(f"talk {i}" for i in range(1000) if split_of("conversations", f"talk {i}") == "test")
+    said = ["where do you go on sundays?", "We stay at home on Sundays.", "I see, that is nice.", "It is."]
+    _conversation(cache, **{held_out: said})
+    found = dict(synthesis.sentences(cache))
+    assert split_of("conversations", "one") == found["Do you like walking by the river?"] == "train"
+    assert found["We stay at home on Sundays."] == "test"
+    assert not {"where do you go on sundays?", "Where do you go on Sundays?"} & set(found)
 
 
 @pytest.fixture
@@ -133,7 +144,7 @@ def test_synthetic_speech_says_the_sentence_and_is_labelled(
     assert len(items) == 4
     admitted = admit(one)
     assert isinstance(admitted, Admitted) and isinstance(item := admitted.item, SpeechItem)
-    assert item.synthetic and item.speaker == "hibari" and item.split == split_of("speech", item.text)
+    assert item.synthetic and item.speaker == "hibari" and item.split == split_of("conversations", "one")
     assert engines == [("hibari", item.raw_text)]
     assert np.sqrt(np.square(read_audio(admitted.payload)).mean()) == pytest.approx(sound.RMS, rel=0.05)
 

@@ -12,7 +12,17 @@ from tasked import LONGEST, THINGS, Made, full
 
 from muomni.data import embedded
 from muomni.data.examples import Example, clips, documents, fitting, pictures
-from muomni.data.items import SPLITS, Kind, LineItem, PictureItem, QuestionItem, Source, SpeechItem, Split
+from muomni.data.items import (
+    SPLITS,
+    DialogueClip,
+    Kind,
+    LineItem,
+    PictureItem,
+    QuestionItem,
+    Source,
+    SpeechItem,
+    Split,
+)
 from muomni.data.tasks import MAX_HELD_OUT, NAMING, TASKS, WEIGHTS, examples
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.wordings import WORDINGS
@@ -57,12 +67,12 @@ def test_the_targets_of_a_task_are_its_answer_and_the_end(
         answer = tokenizer.encode(example.answer)
         end = len(document)
         assert document.labels[end - len(answer) - 1 :].tolist() == [*answer, EOS]
-        assert (document.labels[: end - len(answer) - 1] == IGNORE_INDEX).all()
+        learned = document.labels[document.labels != IGNORE_INDEX].tolist()
+        assert learned == [i for one in example.rounds for i in (*tokenizer.encode(one.answer), EOS)]
         assert document.input_ids[end - len(answer) - 1 :].tolist() == [*answer, EOS]
-        assert (
-            int((document.input_ids == IMAGE).sum()) == len(document.image_slots) == 5 * len(example.pictures)
-        )
-        n_audio = sum(lengths[clip] for clip in example.clips)
+        n_images = sum(len(one.pictures) for one in example.rounds)
+        assert int((document.input_ids == IMAGE).sum()) == len(document.image_slots) == 5 * n_images
+        n_audio = sum(lengths[clip] for one in example.rounds for clip in one.clips)
         assert int((document.input_ids == AUDIO).sum()) == len(document.audio_slots) == n_audio
 
 
@@ -98,6 +108,12 @@ def test_answers_are_those_of_the_items_that_are_shown_and_played(split: Split) 
             assert isinstance(clip, QuestionItem) and example.answer == clip.answer and not example.question
         elif example.task == "say":
             assert example.question == f"say: {example.answer}"
+        elif example.task == "dialogue":
+            (first,) = example.before
+            assert [every[i].id.partition("#")[2] for i in first.pictures] == ["2", "0"] and not first.clips
+            assert isinstance(clip, DialogueClip) and clip.place == 1 and not example.pictures
+            ids = {clip.dialogue.id, *(every[i].id.partition("#")[0] for i in first.pictures)}
+            assert len(ids) == 1 and clip.dialogue.messages[3].text == example.answer
         if clip is not None:
             assert clip.n_samples <= LONGEST
     assert seen == set(TASKS)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,18 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import made
 
 from muomni.config import STAGES, RunConfig
+from muomni.data.audio import audio_frames
+from muomni.data.image import to_array, to_float
+from muomni.data.items import SPLITS, DialogueClip
+from muomni.data.media import read_audio, read_image
 from muomni.data.prepare import prepare
 from muomni.data.prepared import Prepared, open_source
+from muomni.data.sources.adapter import Found
+from muomni.data.splits import split_of
+from muomni.errors import UserError
 from muomni.train.loop import train
 from muomni.train.stages import stage as make_stage
+from muomni.train.stages.omni import OmniStage
 
 SmallRun = Callable[..., RunConfig]
 
@@ -95,3 +103,64 @@ def test_a_file_that_breaks_after_preparing_is_left_out_and_listed(
 
 def _ids(path: Path) -> set[str]:
     return {json.loads(line)["id"] for line in path.read_text().splitlines()}
+
+
+def test_dialogues_are_learned_with_their_pictures_and_recordings(
+    trained: Path, folder: Path, small_run: SmallRun
+) -> None:
+    run = _run(small_run, "omni", folder)
+    stage = make_stage(run)
+    assert isinstance(stage, OmniStage)
+    stage.build(run, trained)
+    (example, *_) = [e for e in stage.examples("train") if e.task == "dialogue"]
+    (media,) = stage.media("train", [example], stage.documents("train", [example]))
+    item = stage.clips("train")[example.clips[0]]
+    assert isinstance(item, DialogueClip)
+    source = Prepared([folder])
+    (dialogue, *_) = source.dialogues("train")
+    stored = source.file(dialogue)
+    assert dialogue == item.dialogue
+    picture, recording = stored[: item.dialogue.sizes[0]], stored[item.dialogue.sizes[0] :]
+    mel, size = run.model.mel, run.model.vision.image_size
+    heard = audio_frames(read_audio(recording), mel, factor=run.model.audio.factor)
+    assert torch.equal(media.clips[0], heard)
+    seen = torch.from_numpy(to_array(read_image(picture), stage.side))
+    assert torch.equal(media.images[0], to_float(seen[None], size)[0])
+
+
+def _only(tmp_path: Path, *kinds: str, splits: tuple[str, ...] = SPLITS) -> str:
+    """A set of some of the items."""
+
+    def find(cache: Path) -> Iterator[Found]:
+        for one in made.find(cache, n=300):
+            split = split_of(one.kind, one.group)
+            if one.kind in kinds and split in splits:
+                yield one
+
+    source = dataclasses.replace(made.adapter(name="only"), find=find)
+    return str(prepare(source, tmp_path, cache=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["texts", "lines", "speech"])
+def test_text_is_measured_on_whatever_a_set_has(kind: str, small_run: SmallRun, tmp_path: Path) -> None:
+    run = _run(small_run, "text", Path(_only(tmp_path, kind)), batch_tokens=1_024)
+    result = train(make_stage(run), run, tmp_path / "run")
+    (bits, *_) = result.held_out
+    assert bits.n > 0 and 0 < bits.value < 16
+    (sample,) = (tmp_path / "run" / "text" / "samples").rglob("continuations.txt")
+    assert "recorded" in sample.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("text", "text"), ("vision", "pictures"), ("codec", "recordings"), ("talker", "recordings"),
+                       ("omni", "questions with answers")],
+)  # fmt: skip
+def test_a_set_without_what_a_stage_needs_is_refused_before_training(
+    name: str, what: str, trained: Path, small_run: SmallRun, tmp_path: Path
+) -> None:
+    data = _only(tmp_path, "speech", "pictures", "texts", splits=("train",))
+    run = _run(small_run, name, Path(data))
+    with pytest.raises(
+        UserError, match=f"stage {name}: data .* has no usable {what} in split validation; add"
+    ):
+        make_stage(run).build(run, trained)

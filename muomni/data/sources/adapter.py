@@ -31,8 +31,8 @@ class Found:
     function), the same bytes every time. It may raise MediaError or LeftOutError. Kinds of text have none."""
     suffix: str = ""
     """Of the payload's file, such as .flac or .webp."""
-    files: tuple[bytes, ...] = ()
-    """The files of a dialogue, in the order its messages count them."""
+    files: tuple[bytes | Callable[[], bytes], ...] = ()
+    """The files of a dialogue, in the order its messages count them; each as the payload is."""
     split: Split | None = None
     """The source's own split, if it has one; else the hash of the group decides."""
 

@@ -55,10 +55,13 @@ def spoken_form(transcript: str) -> str:
 
 
 def decode_g722(path: Path) -> np.ndarray:
-    """A raw G.722 file as float32 mono at 16 kHz."""
+    """A raw G.722 file as float32 mono at 16 kHz. Raises MediaError when it is none."""
     av: Any = build_tool("av")
-    with av.open(str(path), format="g722") as container:
-        blocks = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    try:
+        with av.open(str(path), format="g722") as container:
+            blocks = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    except av.FFmpegError as error:
+        raise MediaError(f"{path}: is not G.722 ({error}); fetch its package again.") from None
     return np.concatenate(blocks).astype(np.float32) / 32_768.0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.fetch import Package, fetch
+from muomni.data.splits import split_of
 
 CONVERSATIONS = Package(
     registry="pypi",
@@ -33,11 +34,6 @@ _UNWANTED = re.compile(
     re.IGNORECASE,
 )
 _PRIVATE = re.compile(r"@|https?:|www\.|\.com|\d{5,}|\d{3}[-. ]\d{3,4}")
-
-
-def split_of(identifier: str) -> str:
-    """Split by hash of the conversation's id."""
-    return {0: "test", 1: "validation"}.get(zlib.crc32(identifier.encode()) % 20, "train")
 
 
 def clean(utterance: str) -> str:
@@ -80,7 +76,7 @@ def items(cache: Path) -> list[dict[str, Any]]:
         size += len("\n".join(turns))
         if size > MAX_BYTES:
             break
-        found.append({"id": identifier, "split": split_of(identifier), "turns": turns})
+        found.append({"id": identifier, "split": split_of("conversations", identifier), "turns": turns})
     return found
 
 

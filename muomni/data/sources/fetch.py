@@ -162,6 +162,7 @@ def build_tool(module: str, *, folder: Path | None = None) -> ModuleType:
     Raises SourceError naming the extra to install, or when the package was already imported from elsewhere.
     """
     if folder is not None:
+        folder = folder.resolve()
         sys.path.insert(0, str(folder))
     try:
         found = importlib.import_module(module)
@@ -172,7 +173,7 @@ def build_tool(module: str, *, folder: Path | None = None) -> ModuleType:
     finally:
         if folder is not None:
             sys.path.remove(str(folder))
-    if folder is not None and not Path(str(found.__file__)).is_relative_to(folder):
+    if folder is not None and not Path(str(found.__file__)).resolve().is_relative_to(folder):
         raise SourceError(
             f"{module}: imported from {found.__file__}, not from the pinned package in {folder}."
         )

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from muomni.data.sources import chitchat, synthesis
 from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.fetch import Package, fetch
+from muomni.data.splits import normalised
 
 WIDTH, HEIGHT = 224, 64
 """Pixels of a picture."""
@@ -149,15 +150,16 @@ def _find(cache: Path, *, n: int, name: str) -> Iterator[Found]:
     while len(seen) < n:
         seed = zlib.crc32(f"line {number}".encode())
         draw = np.random.default_rng(seed)
-        text = pieces(spoken[number % len(spoken)], draw)
+        sentence, split = spoken[number % len(spoken)]
+        text = pieces(sentence, draw)
         font = fonts[int(draw.integers(len(fonts)))]
         number += 1
-        if not text or text in seen:
+        if not (key := normalised(text)) or key in seen:
             continue
-        seen.add(text)
+        seen.add(key)
         yield Found(
-            kind="lines", id=f"{name}/{len(seen):06d}", group=text.lower(), fields={"text": text}, suffix=".webp",
-            payload=functools.partial(line, text, font, seed),
+            kind="lines", id=f"{name}/{len(seen):06d}", group=key, split=split, suffix=".webp",
+            fields={"text": text}, payload=functools.partial(line, text, font, seed),
         )  # fmt: skip
 
 
@@ -168,7 +170,7 @@ def _faces(folder: Path) -> list[Path]:
 def _adapter(name: str, n: int) -> Adapter:
     return Adapter(
         name=name, title=f"rendered words and lines, {n:,}", stages=("omni",), licence="the fonts' own, free",
-        packages=(chitchat.CONVERSATIONS, *FONTS), find=functools.partial(_find, n=n, name=name),
+        packages=(chitchat.CONVERSATIONS, *FONTS), find=functools.partial(_find, n=n, name=name), version=3,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,8 @@ PICTURES: dict[Split, Package] = {
     "train": _coco("zips/train2017.zip", "118,287 photographs"),
     "test": _coco("zips/val2017.zip", "5,000 photographs, the official validation split"),
 }
+VALIDATION = 40
+"""One training photograph of COCO in so many is kept for validation: its own validation split is our test."""
 _FLICKR_LISTINGS = ("captions.txt", "Flickr8k.token.txt", "results_20130124.token", "results.csv")
 
 
@@ -60,8 +63,13 @@ def _find_coco(cache: Path) -> Iterator[Found]:
             captions[row["image_id"]].append(row["caption"])
         for image in sorted(found["images"], key=lambda row: row["id"]):
             if captions[image["id"]]:
+                held_out = split == "train" and zlib.crc32(f"coco {image['id']}".encode()) % VALIDATION == 0
                 yield _picture(
-                    "coco", str(image["id"]), split, folder / image["file_name"], captions[image["id"]]
+                    "coco",
+                    str(image["id"]),
+                    "validation" if held_out else split,
+                    folder / image["file_name"],
+                    captions[image["id"]],
                 )
 
 

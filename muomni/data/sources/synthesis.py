@@ -16,13 +16,14 @@ import numpy as np
 import soundfile
 import soxr
 
-from muomni.data.items import SAMPLE_RATE
+from muomni.data.items import SAMPLE_RATE, Split
 from muomni.data.media import MediaError
 from muomni.data.sources import chitchat
 from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.asterisk import spoken_form
 from muomni.data.sources.fetch import Package, build_tool, fetch
 from muomni.data.sources.sound import encode_flac, levelled, trim
+from muomni.data.splits import split_of
 
 HIBARI = Package(
     registry="pypi",
@@ -69,19 +70,32 @@ _SHORTHAND = frozenset(
 )  # fmt: skip
 
 
-def sentences(cache: Path) -> list[str]:
-    """Plain sentences of people's conversations, each once, in the order of a hash."""
-    found: dict[str, str] = {}
-    for talk in chitchat.items(cache):
-        for turn in talk["turns"]:
+def sentences(cache: Path) -> list[tuple[str, Split]]:
+    """Plain sentences of people's conversations, each once with its conversation's split, in the order of a hash.
+
+    A sentence said in conversations of two splits is left out: none is ever heard in one and read in another.
+    """
+    found: dict[str, tuple[str, Split]] = {}
+    several: set[str] = set()
+    for talk in chitchat.find(cache):
+        split = split_of(talk.kind, talk.group)
+        for turn in talk.fields["turns"]:
             for sentence in re.split(r"(?<=[.?!])\s+", turn):
-                words = sentence.lower().rstrip(".?!").split()
-                plain = _PLAIN.fullmatch(sentence) and not _SHORTHAND & set(words) and not sentence.isupper()
-                if plain and MIN_WORDS <= len(words) <= MAX_WORDS and all(len(w) < 18 for w in words):
-                    found.setdefault(spoken_form(sentence), sentence)
+                heard = spoken_form(sentence)
+                if found.setdefault(heard, (sentence, split))[1] != split:
+                    several.add(heard)
     return [
-        found[text] for text in sorted(found, key=lambda text: (zlib.crc32(f"say {text}".encode()), text))
+        found[text]
+        for text in sorted(found, key=lambda text: (zlib.crc32(f"say {text}".encode()), text))
+        if text not in several and _is_plain(found[text][0])
     ]
+
+
+def _is_plain(sentence: str) -> bool:
+    """Whether it is of a length and spelling that voices read aloud as written."""
+    words = sentence.lower().rstrip(".?!").split()
+    plain = _PLAIN.fullmatch(sentence) and not _SHORTHAND & set(words) and not sentence.isupper()
+    return bool(plain) and MIN_WORDS <= len(words) <= MAX_WORDS and all(len(w) < 18 for w in words)
 
 
 @functools.cache
@@ -135,10 +149,10 @@ def _find(cache: Path, *, voices: tuple[str, ...], hours: float, first: int, nam
         voice: (fetch(HIBARI, cache),) if voice == "hibari" else flite(cache) for voice in voices
     }
     left = hours * 3600 * WORDS_PER_SECOND
-    for i, sentence in enumerate(sentences(cache)[first:]):
+    for i, (sentence, split) in enumerate(sentences(cache)[first:]):
         text, voice = spoken_form(sentence), voices[i % len(voices)]
         yield Found(
-            kind="speech", id=f"{name}/{voice}/{first + i:06d}", group=text, suffix=".flac",
+            kind="speech", id=f"{name}/{voice}/{first + i:06d}", group=text, split=split, suffix=".flac",
             payload=functools.partial(spoken, sentence, voice, engines[voice]),
             fields={"text": text, "raw_text": sentence, "speaker": voice, "synthetic": True},
         )  # fmt: skip
@@ -152,7 +166,7 @@ def _adapter(name: str, title: str, voices: tuple[str, ...], hours: float, first
     return Adapter(
         name=name, title=title, stages=("audio", "codec", "talker", "omni"),
         packages=(chitchat.CONVERSATIONS, *packages),
-        licence=packages[0].licence, version=2,
+        licence=packages[0].licence, version=4,
         find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
     )  # fmt: skip
 

@@ -51,6 +51,7 @@ class CodecStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Compute every clip's frames once; start the codec from the seed."""
         self.data = Usable(self.quarantine, self.source, kinds=("speech", "questions"), read=self._read)
+        self.need("recordings", self.data.speech)
         return Parts(codec=Codec(run.model.codec, run.model.mel))
 
     def clips(self, items: Sequence[Item]) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.stages.written_samples import omni_samples
 
-KINDS: tuple[Kind, ...] = ("speech", "questions", "pictures", "lines", "conversations")
+KINDS: tuple[Kind, ...] = ("speech", "questions", "pictures", "lines", "conversations", "dialogues")
 """What examples are made of."""
 
 
@@ -63,6 +63,7 @@ class OmniStage(StageBase):
         self.data = Usable(self.quarantine, self.source, kinds=KINDS, read=self._read)
         self._clips: dict[str, tuple[Clip, ...]] = {}
         self._pictures: dict[str, tuple[Picture, ...]] = {}
+        self.need("questions with answers", self.examples)
         chosen = self.examples("train")
         found = self.documents("train", chosen)
         self._training = (chosen, found, self.order(chosen, found, shuffle=True))
@@ -117,7 +118,7 @@ class OmniStage(StageBase):
     def _readable(self, example: Example) -> bool:
         """Whether a training example's media can be read; those of held-out ones have been."""
         shown, played = self.pictures("train"), self.clips("train")
-        used: list[Item] = [*(shown[i] for i in example.pictures), *(played[i] for i in example.clips)]
+        used = [*(shown[i] for i in example.all_pictures), *(played[i] for i in example.all_clips)]
         return all(self.data.value(item) is not None for item in used)
 
     def _read(self, item: Item) -> torch.Tensor | None:
@@ -131,7 +132,7 @@ class OmniStage(StageBase):
     def order(self, chosen: list[Example], found: list[Document], *, shuffle: bool) -> Order:
         """Examples and their documents packed by positions, image positions, audio frames and clips."""
         lengths = [
-            (len(d), len(d.image_slots), len(d.audio_slots), len(e.clips) if len(d.audio_slots) else 0)
+            (len(d), len(d.image_slots), len(d.audio_slots), len(e.all_clips) if len(d.audio_slots) else 0)
             for e, d in zip(chosen, found, strict=True)
         ]
         n_items = self.run.train.batch_items
@@ -169,7 +170,7 @@ class OmniStage(StageBase):
     ) -> list[Media]:
         """What each example shows and plays, where its document has a place for it; pictures moved with `draw`."""
         size = self.config.vision.image_size
-        shown = [i for e, d in zip(chosen, found, strict=True) if len(d.image_slots) for i in e.pictures]
+        shown = [i for e, d in zip(chosen, found, strict=True) if len(d.image_slots) for i in e.all_pictures]
         images = torch.zeros(0, 3, size, size)
         if shown:
             images = to_float(torch.stack([self.pixels(split, picture) for picture in shown]), size)
@@ -180,8 +181,8 @@ class OmniStage(StageBase):
         rest = iter(images)
         return [
             Media(
-                images=tuple(next(rest) for _ in e.pictures) if len(d.image_slots) else (),
-                clips=tuple(self.frames(split, clip) for clip in e.clips) if len(d.audio_slots) else (),
+                images=tuple(next(rest) for _ in e.all_pictures) if len(d.image_slots) else (),
+                clips=tuple(self.frames(split, clip) for clip in e.all_clips) if len(d.audio_slots) else (),
             )
             for e, d in zip(chosen, found, strict=True)
         ]

@@ -101,6 +101,7 @@ class TalkerStage(StageBase):
             freeze(model.get_submodule(name))
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self.data = Usable(self.quarantine, self.source, kinds=("speech",), read=self._read)
+        self.need("recordings", self.data.speech)
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
         self._orders: dict[str, Order] = {}

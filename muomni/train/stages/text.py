@@ -93,6 +93,7 @@ class TextStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """Train the tokenizer if the run has none, and start a Thinker from its seed."""
         self.data = Usable(self.quarantine, self.source)
+        self.need("text", lambda split: training_texts(split, self.data))
         path = tokenizer_path(root)
         if not path.is_file():
             root.mkdir(parents=True, exist_ok=True)
@@ -104,10 +105,16 @@ class TextStage(StageBase):
         self._baselines: dict[int, NGramModel] = {}
         return Parts(thinker=Thinker(run.model.thinker))
 
+    def held_texts(self, split: Split) -> list[str]:
+        """What is measured on: conversations; prose where there are none, and words where there is neither."""
+        by_kind = (self.data.conversations(split), self.data.texts(split))
+        prose = next((items for items in by_kind if items), None)
+        return [item.text for item in prose] if prose else training_texts(split, self.data)[WORDS]
+
     def documents(self, split: Split) -> list[Document]:
-        """Training documents are all texts; held-out ones are the conversations alone, a whole number of pieces."""
+        """Training documents are all texts; held-out ones those of `held_texts`, a whole number of pieces."""
         if split != "train":
-            return self._documents([c.text for c in self.data.conversations(split)])
+            return self._documents(self.held_texts(split))
         by_set = {name: self._documents(texts) for name, texts in training_texts(split, self.data).items()}
         if not self.data.admitted:
             return list(chain.from_iterable(by_set.values()))
@@ -164,13 +171,13 @@ class TextStage(StageBase):
         return batch.n_tokens, len(batch.input_ids)
 
     def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
-        """Bits per byte of held-out conversations, against unigram and bigram models of the training text."""
+        """Bits per byte of held-out texts, against unigram and bigram models of the training text."""
         nats = sum(
             float(self.losses(model, b.to(self.device(model)), "main")["token"]) for b in self.held_out(split)
         )
-        held_out = self.data.conversations(split)
+        held_out = self.held_texts(split)
         # The end of a document is predicted too, and counted as one byte by every model alike.
-        n_bytes = sum(len(c.text.encode()) + 1 for c in held_out)
+        n_bytes = sum(len(text.encode()) + 1 for text in held_out)
         figure = bits_per_byte(nats, n_bytes)
         held = [d.labels[1:].tolist() for d in self.documents(split)]
         figures = []
@@ -189,5 +196,5 @@ class TextStage(StageBase):
         return figures
 
     def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
-        """Continuations of held-out conversations; see written_samples."""
+        """Continuations of held-out texts; see written_samples."""
         return text_samples(self, model, split, folder)

@@ -59,6 +59,7 @@ class VisionStage(StageBase):
         parent_checkpoint(root, parent="text", child=self.name, config=run.model)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self.data = Usable(self.quarantine, self.source, kinds=("pictures",), read=self._pixels)
+        self.need("pictures", self.data.pictures)
         self._words: dict[str, list[list[int]]] = {}
         self._orders: dict[str, Order] = {}
         return ContrastModel(run.model.vision, vocab_size=run.model.thinker.vocab_size)

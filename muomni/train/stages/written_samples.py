@@ -36,10 +36,10 @@ MOST_PICTURES = 512
 
 
 def text_samples(stage: TextStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
-    """continuations.txt: held-out conversations from their first turn on, as the Thinker goes on and as they do."""
+    """continuations.txt: held-out texts from their first line or half on, as the Thinker goes on and as they do."""
     thinker, device = part(model, "thinker", Thinker), stage.device(model)
-    talks = spread(stage.data.conversations(split))
-    given = [stage.tokenizer.encode(talk.turns[0] + "\n")[:MAX_PROMPT] for talk in talks]
+    begun = [_begun(text) for text in spread(stage.held_texts(split))]
+    given = [stage.tokenizer.encode(first)[:MAX_PROMPT] for first, _ in begun]
     prompts = []
     for ids in given:
         whole = torch.tensor([BOS, *ids], device=device)
@@ -49,12 +49,20 @@ def text_samples(stage: TextStage, model: nn.Module, split: Split, folder: Path)
         [
             ("given", stage.tokenizer.decode(ids)),
             ("continued", stage.tokenizer.decode(new)),
-            ("recorded", "\n".join(talk.turns[1:2])),
+            ("recorded", rest),
         ]
-        for talk, ids, new in zip(talks, given, said, strict=True)
+        for (_, rest), ids, new in zip(begun, given, said, strict=True)
     ]
     write_lines(folder / "continuations.txt", blocks)
     return {}
+
+
+def _begun(text: str) -> tuple[str, str]:
+    """A text's first line and the one after; of a single line its halves."""
+    first, _, rest = text.partition("\n")
+    if rest:
+        return f"{first}\n", rest.partition("\n")[0]
+    return text[: len(text) // 2], text[len(text) // 2 :]
 
 
 def audio_samples(stage: AudioStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
@@ -109,8 +117,8 @@ def omni_samples(stage: OmniStage, model: nn.Module, split: Split, folder: Path)
         batch = batch.to(stage.device(model))
         embeds = stage.embeds(model, batch)
         for i, start in zip(row, batch.cu_seqlens.tolist(), strict=False):
-            # A document up to its answer, with the media on their places.
-            place = slice(start, start + documents[i].answers[0][0])
+            # A document up to its last answer, with the media on their places.
+            place = slice(start, start + documents[i].answers[-1][0])
             prompts[i] = (embeds[place], batch.positions[place])
     said = [stage.tokenizer.decode(new) for new in greedy(thinker, prompts, max_new=MAX_NEW)]
     blocks = [
