@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from muomni.cli_data import data_app
+from muomni.cli_eval import eval_app
 from muomni.errors import ToldError, UserError
 
 EXIT_USER_ERROR = 2
@@ -33,6 +34,7 @@ Settings = Annotated[
 
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
+app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
 
 
 def _console(*, quiet: bool = False) -> Any:
@@ -161,30 +163,6 @@ def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", setti
     chosen, found = planner.choose(config, usable)
     for line in planner.table(found, chosen, usable):
         print(line)
-
-
-@app.command(name="eval")
-def evaluate(
-    *,
-    run: Run = Path("out/demo/model"),
-    split: Literal["validation", "test"] = "test",
-    json_: Annotated[bool, arg(name="json", help="Print JSON.")] = False,
-) -> None:
-    """Held-out figures of a trained model, each with its trivial baseline, n and interval.
-
-    Args:
-        split: Which held-out items.
-    """
-    from muomni.evaluate.run import evaluate as measure
-
-    rows = measure(run, split=split)["figures"]
-    if json_:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(
-            f"{row['what']:<58} {row['value']:8.3f}   {row['baseline']:8.3f} {row['baseline_name']}   n={row['n']}"
-        )
 
 
 @app.command

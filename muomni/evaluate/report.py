@@ -120,7 +120,8 @@ def picture(payload: bytes, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="{data_uri(payload, "image/png")}">'
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the header is text, the cells are HTML."""
     head = "".join(f"<th>{text(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -152,7 +153,7 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
                 text(figure["n"]),
             )
         )
-    return _table(
+    return table(
         ("figure (arrow: the better direction)", "this model", "trivial baseline", "required", "met", "n"),
         rows,
     )
@@ -190,10 +191,10 @@ def render(report: Report) -> str:
     ]
     for section in report.sections:
         parts.append(f"<h2>{text(section.title)}</h2><p class=small>{text(section.note)}</p>")
-        parts.append(_table(section.header, section.rows))
+        parts.append(table(section.header, section.rows))
     for title, rows in report.tables.items():
         parts.append(f"<h2>{text(title)}</h2>")
-        parts.append(_table(rows[0], [[text(cell) for cell in row] for row in rows[1:]]))
+        parts.append(table(rows[0], [[text(cell) for cell in row] for row in rows[1:]]))
     if report.attribution:
         parts.append(
             f"<h2>Data and licences</h2><pre class=small style='white-space:pre-wrap'>{text(report.attribution)}</pre>"

@@ -111,7 +111,7 @@ def test_sentences_are_plain_and_each_comes_once(cache: Path) -> None:
 
 def test_a_sentence_has_the_split_of_its_conversation_and_none_is_in_two(cache: Path) -> None:
     held_out = next(f"talk {i}" for i in range(1000) if split_of("conversations", f"talk {i}") == "test")
-    said = ["where do you go on sundays?", "We stay at home on Sundays.", "I see, that is nice.", "It is."]
+    said = ["where do you, go on sunday's?", "We stay at home on Sundays.", "I see, that is nice.", "It is."]
     _conversation(cache, **{held_out: said})
     found = dict(synthesis.sentences(cache))
     assert split_of("conversations", "one") == found["Do you like walking by the river?"] == "train"

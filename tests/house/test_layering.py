@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "infer": {"models", "data"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }
-ANYTHING = {"cli", "cli_data", "demo", "doctor", "__init__", "__main__"}
+ANYTHING = {"cli", "cli_data", "cli_eval", "demo", "doctor", "__init__", "__main__"}
 """The verbs themselves; nothing of ours imports them."""
 
 

@@ -170,7 +170,7 @@ def _faces(folder: Path) -> list[Path]:
 def _adapter(name: str, n: int) -> Adapter:
     return Adapter(
         name=name, title=f"rendered words and lines, {n:,}", stages=("omni",), licence="the fonts' own, free",
-        packages=(chitchat.CONVERSATIONS, *FONTS), find=functools.partial(_find, n=n, name=name), version=3,
+        packages=(chitchat.CONVERSATIONS, *FONTS), find=functools.partial(_find, n=n, name=name), version=4,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from muomni.data.sources.adapter import Adapter, Found
 from muomni.data.sources.asterisk import spoken_form
 from muomni.data.sources.fetch import Package, build_tool, fetch
 from muomni.data.sources.sound import encode_flac, levelled, trim
-from muomni.data.splits import split_of
+from muomni.data.splits import normalised, split_of
 
 HIBARI = Package(
     registry="pypi",
@@ -81,13 +81,13 @@ def sentences(cache: Path) -> list[tuple[str, Split]]:
         split = split_of(talk.kind, talk.group)
         for turn in talk.fields["turns"]:
             for sentence in re.split(r"(?<=[.?!])\s+", turn):
-                heard = spoken_form(sentence)
-                if found.setdefault(heard, (sentence, split))[1] != split:
-                    several.add(heard)
+                same = normalised(sentence)
+                if found.setdefault(same, (sentence, split))[1] != split:
+                    several.add(same)
     return [
-        found[text]
-        for text in sorted(found, key=lambda text: (zlib.crc32(f"say {text}".encode()), text))
-        if text not in several and _is_plain(found[text][0])
+        found[same]
+        for same in sorted(found, key=lambda same: (zlib.crc32(f"say {same}".encode()), same))
+        if same not in several and _is_plain(found[same][0])
     ]
 
 
@@ -166,7 +166,7 @@ def _adapter(name: str, title: str, voices: tuple[str, ...], hours: float, first
     return Adapter(
         name=name, title=title, stages=("audio", "codec", "talker", "omni"),
         packages=(chitchat.CONVERSATIONS, *packages),
-        licence=packages[0].licence, version=4,
+        licence=packages[0].licence, version=5,
         find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
     )  # fmt: skip
 
