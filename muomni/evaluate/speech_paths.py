@@ -10,7 +10,7 @@ from torch import Tensor
 
 from muomni.data.audio import audio_frames, denormalise, log_mel
 from muomni.infer.session import Session
-from muomni.models.vocoder import GriffinLim
+from muomni.models.griffin_lim import GriffinLim
 
 ORIGINAL, VOCODER, GRIFFIN_LIM, CODEC, SAY = "original", "vocoder", "griffin_lim", "codec", "say"
 WHAT: dict[str, str] = {
@@ -31,7 +31,7 @@ def resynthesis(session: Session) -> dict[str, SoundPath]:
     """
     model, config, device = session.engine.model, session.config, session.engine.device
     mel, factor = config.mel, config.codec.factor
-    griffin_lim = GriffinLim(mel, config.vocoder, block=factor).to(device)
+    griffin_lim = GriffinLim(mel, config.griffin_lim, block=factor).to(device)
 
     def heard(vocoder: Callable[[Tensor], Tensor], log_mels: Tensor, n_samples: int) -> np.ndarray:
         # The last frame is whole and reaches over the end of the recording.
