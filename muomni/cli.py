@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -265,6 +266,13 @@ def doctor() -> None:
         print(line)
 
 
+def _check_once(arguments: Sequence[str]) -> None:
+    """Raises UserError for an option given twice: only the last would count, in silence."""
+    names = Counter(a.partition("=")[0] for a in arguments if a.startswith("--") and len(a) > 2)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{twice[0]}: given twice; give it once, with all its values after it.")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `muomni` command."""
     # Read when torch loads OpenMP. Threads that spin at a barrier keep the one they wait for off a busy processor.
@@ -273,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_once(sys.argv[1:] if arguments is None else arguments)
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
     except ToldError as error:
         sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_USER_ERROR)

@@ -82,6 +82,7 @@ def test_mistake_with_media_or_files(
         (("--stage", "text", "--set", "optim.lrr=1"), ("optim.lrr", "did you mean optim.lr")),
         (("--stage", "text", "--set", "optim.lr=fast"), ("expected float", "fast")),
         (("--stage", "omni"), ("omni needs stage text", "muomni train --stage text")),
+        (("--set", "train.steps=2", "--set", "optim.lr=1e-3"), ("--set: given twice; give it once",)),
     ],
 )
 def test_mistake_in_training(

@@ -205,7 +205,7 @@ def _heard(text: str, language: str, where: str) -> str:
     """What is said, in words."""
     try:
         return spoken_form(text) if language == "en" else letters(text, language)
-    except (OverflowError, NotImplementedError, ValueError) as error:
+    except (ArithmeticError, RuntimeError, ValueError) as error:
         why = str(error) or f"no numbers in language {language!r}"
         raise MediaError(f"{where}: its numbers cannot be put into words ({why}); write them out.") from None
 

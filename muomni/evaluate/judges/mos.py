@@ -31,7 +31,8 @@ OVERALL = (-0.06766283, 1.11546468, 0.04602535)
 def windows(waveform: np.ndarray) -> np.ndarray:
     """A clip (n_samples,) -> (n, WINDOW): a window every second, a short clip doubled until it fills one.
 
-    As the package counts them, by whole seconds: the last window of a clip of 12.2 s starts at 2 s.
+    As the package means to count them, by whole seconds: the last window of a clip of 12.2 s starts at 2 s. (From the
+    eighth on its rounding leaves windows out; here they are heard.)
     """
     as_clip(waveform)
     while len(waveform) < WINDOW:
