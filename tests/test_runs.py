@@ -48,8 +48,8 @@ def test_the_state_of_each_stage(tmp_path: Path) -> None:
     stages = _stages(tmp_path)
     assert list(stages) == list(STAGES)
     assert {name: stage["state"] for name, stage in stages.items()} == {
-        "text": "finished", "audio": "running", "vision": "interrupted", "codec": "interrupted", "omni": "failed",
-        "talker": "never started",
+        "text": "finished", "audio": "running", "vision": "interrupted", "codec": "interrupted",
+        "vocoder": "never started", "omni": "failed", "talker": "never started",
     }  # fmt: skip
     text = stages["text"]
     assert (text["step"], text["steps"], text["size"], text["seconds"]) == (600, 600, "nano", 83.5)

@@ -68,10 +68,7 @@ class ResolutionJudge(_Judge):
         """n_fft: samples of a window."""
         self.n_fft = n_fft
         super().__init__(
-            [
-                nn.Conv2d(1 if i == 0 else d, d, (3, 9), (1, 1 if i == 0 else 2), padding=(1, 4))
-                for i in range(4)
-            ],
+            [nn.Conv2d(1 if i == 0 else d, d, (3, 9), (1, 2), padding=(1, 4)) for i in range(4)],
             d,
         )
         self.register_buffer("window", torch.hann_window(n_fft, device="cpu"), persistent=False)

@@ -30,6 +30,7 @@ def small_model() -> ModelConfig:
         talker=replace(
             nano.talker, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=64, depth_d_ff=64
         ),
+        vocoder=replace(nano.vocoder, d_model=64, n_layers=1, d_ff=64, d_discriminator=2, adversarial_from=0.5),
     )  # fmt: skip
 
 
@@ -38,6 +39,8 @@ def small_run(stage: str, *, steps: int = 6, **changes: object) -> RunConfig:
     train = TrainConfig(steps=steps, batch_tokens=512, batch_items=6, log_every=1)
     if stage == "talker":
         train = dataclasses.replace(train, batch_tokens=128)
+    if stage == "vocoder":
+        train = dataclasses.replace(train, batch_tokens=32)
     train = dataclasses.replace(train, **changes)  # type: ignore[arg-type]
     return RunConfig(
         stage=stage, model=small_model(), train=train, optim=OptimConfig(lr=2e-3, warmup_steps=2)

@@ -66,7 +66,7 @@ def test_all_stages_survive_a_kill_and_a_change_retrains_only_its_children(
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert _states(root) == {
         "text": "finished", "audio": "finished", "vision": "interrupted", "codec": "never started",
-        "omni": "never started", "talker": "never started",
+        "vocoder": "never started", "omni": "never started", "talker": "never started",
     }  # fmt: skip
     before = _hashes(root)
 
@@ -96,7 +96,9 @@ def test_all_stages_survive_a_kill_and_a_change_retrains_only_its_children(
 
     assert again() == list(STAGES)
     changed["codec"] = 1e-3
-    assert again() == ["text", "audio", "vision", "omni"], "the Talker hangs on the codec"
+    assert again() == ["text", "audio", "vision", "omni"], "vocoder and Talker hang on the codec"
     changed["audio"] = 1e-3
-    assert again() == ["text", "vision", "codec"], "omni hangs on the audio encoder, the Talker on omni"
+    assert again() == ["text", "vision", "codec", "vocoder"], (
+        "omni hangs on the audio encoder, the Talker on omni"
+    )
     assert set(_states(root).values()) == {"finished"}

@@ -83,7 +83,7 @@ def _gradients(name: str, trained: Path, root: Path, small_run: SmallRun, *, hal
     return moments | buffers, taken.seen
 
 
-@pytest.mark.parametrize("name", ["text", "audio", "codec", "omni", "talker"])
+@pytest.mark.parametrize("name", ["text", "audio", "codec", "vocoder", "omni", "talker"])
 def test_a_step_in_smaller_pieces_is_the_same_step(
     name: str, trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:

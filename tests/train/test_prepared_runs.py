@@ -58,7 +58,7 @@ def test_every_stage_trains_from_a_prepared_set(trained: Path) -> None:
     assert {path.name for path in trained.iterdir() if path.is_dir()} == set(STAGES)
 
 
-@pytest.mark.parametrize("name", ["audio", "vision", "codec", "omni"])
+@pytest.mark.parametrize("name", ["audio", "vision", "codec", "vocoder", "omni"])
 def test_batches_are_the_same_read_before_training_or_when_used(
     name: str, trained: Path, folder: Path, small_run: SmallRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +75,7 @@ def test_batches_are_the_same_read_before_training_or_when_used(
                     assert torch.equal(value, getattr(other, key)), key
 
 
-@pytest.mark.parametrize("name", ["audio", "vision", "codec", "omni", "talker"])
+@pytest.mark.parametrize("name", ["audio", "vision", "codec", "vocoder", "omni", "talker"])
 def test_a_file_that_breaks_after_preparing_is_left_out_and_listed(
     name: str,
     trained: Path,
@@ -152,7 +152,8 @@ def test_text_is_measured_on_whatever_a_set_has(kind: str, small_run: SmallRun, 
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("text", "text"), ("vision", "pictures"), ("codec", "recordings"), ("talker", "recordings"),
+    ("name", "what"), [("text", "text"), ("vision", "pictures"), ("codec", "recordings"), ("vocoder", "recordings"),
+                       ("talker", "recordings"),
                        ("omni", "questions with answers")],
 )  # fmt: skip
 def test_a_set_without_what_a_stage_needs_is_refused_before_training(

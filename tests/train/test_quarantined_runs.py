@@ -126,7 +126,8 @@ def _listed(directory: Path) -> list[tuple[str, str]]:
 BAD = {"speech": 9, "questions": 9, "pictures": 9, "conversations": 3}
 USES = {
     "text": {"speech": 3, "questions": 3, "pictures": 3, "conversations": 3}, "audio": {"speech": 9},
-    "vision": {"pictures": 9}, "codec": {"speech": 9, "questions": 9}, "omni": BAD, "talker": {"speech": 9},
+    "vision": {"pictures": 9}, "codec": {"speech": 9, "questions": 9}, "vocoder": {"speech": 9, "questions": 9},
+    "omni": BAD, "talker": {"speech": 9},
 }  # fmt: skip
 """Corrupt items of each kind that a stage meets; text reads no media."""
 

@@ -28,6 +28,7 @@ FILES = {
     "audio": {"transcripts.txt"},
     "vision": {"captions.txt"},
     "codec": {"spectrogram.png", "recording.wav", "copy.wav"},
+    "vocoder": {"spectrogram.png", "recording.wav", "vocoder.wav", "copy.wav"},
     "omni": {"answers.txt"},
     "talker": {"spectrogram.png", "said.wav"},
 }
@@ -97,6 +98,11 @@ def test_spoken_samples_are_as_long_as_what_they_show(
         waveform, rate = soundfile.read(folder / name)
         assert (len(waveform), rate) == (n_frames * 1_280, 16_000)
     assert _size(folder / "spectrogram.png") == (n_frames * 8, 2 * 128 + 1)
+    assert 0.0 < values["sample/log-mel error"] < 20.0
+    folder, values = _written("vocoder", trained, small_run("vocoder"), tmp_path / "vocoder")
+    for name in ("recording.wav", "vocoder.wav", "copy.wav"):
+        assert len(soundfile.read(folder / name)[0]) == n_frames * 1_280
+    assert _size(folder / "spectrogram.png") == (n_frames * 8, 3 * 128 + 2)
     assert 0.0 < values["sample/log-mel error"] < 20.0
     folder, values = _written("talker", trained, small_run("talker"), tmp_path / "talker")
     waveform, _ = soundfile.read(folder / "said.wav")

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from muomni.data.audio import audio_frames, denormalise, log_mel, normalise
 from muomni.data.items import Split
+from muomni.data.media import write_wav
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
+from muomni.models.vocoder import Vocoder
 from muomni.train.samples import write_spectrograms, write_speech
 from muomni.train.stage import generator, part
 
 if TYPE_CHECKING:
     from muomni.train.stages.codec import CodecStage
     from muomni.train.stages.talker import TalkerStage
+    from muomni.train.stages.vocoder import VocoderStage
 
 Item = TypeVar("Item")
 MAX_FRAMES = 24
@@ -42,6 +47,28 @@ def codec_samples(stage: CodecStage, model: nn.Module, split: Split, folder: Pat
     write_speech(folder / "recording.wav", shown[0], stage.config)
     write_speech(folder / "copy.wav", shown[1], stage.config)
     return {"log-mel error": float((copy - clip).abs().mean()) * mel.std}
+
+
+def vocoder_samples(stage: VocoderStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
+    """A recording (recording.wav), the vocoder's of its log-mel (vocoder.wav) and of the codec's copy (copy.wav).
+
+    Their spectrograms are below one another (spectrogram.png). Returns the vocoder's mean absolute log-mel error,
+    natural-log units.
+    """
+    codec, vocoder = part(model, "codec", Codec), part(model, "vocoder", Vocoder)
+    mel, device = stage.config.mel, stage.device(model)
+    chosen = longest_fitting(stage.data.speech(split), lambda item: stage.config.audio_tokens(item.n_samples))
+    wave = torch.from_numpy(stage.source.waveform(chosen))[: MAX_FRAMES * stage.config.samples_per_frame]
+    frames = audio_frames(wave, mel, factor=stage.config.codec.factor)[None].to(device)
+    copy = codec.decode(codec.encode(frames))
+    heard = {"recording": F.pad(wave, (0, frames.shape[1] * stage.config.samples_per_frame - len(wave)))}
+    for name, given in (("vocoder", frames), ("copy", copy)):
+        heard[name] = vocoder(denormalise(given.reshape(-1, mel.n_mels), mel)).float().cpu().clamp(-1.0, 1.0)
+    shown = [normalise(log_mel(one, mel), mel) for one in heard.values()]
+    write_spectrograms(folder / "spectrogram.png", shown, mel)
+    for name, one in heard.items():
+        write_wav(folder / f"{name}.wav", one.numpy(), mel.sample_rate)
+    return {"log-mel error": float((shown[1] - shown[0]).abs().mean()) * mel.std}
 
 
 def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from muomni_kernels import mel_filterbank
 from torch import nn
 from torch.nn import functional as F
 
-from muomni.config import MelConfig, RunConfig
+from muomni.config import RunConfig
 from muomni.data.audio import log_mel, normalise, stack_frames
 from muomni.data.batch import HOST, Batch
 from muomni.data.items import Item, QuestionItem, SpeechItem, Split
 from muomni.data.usable import Usable
 from muomni.errors import UserError
 from muomni.models.codec import Codec
-from muomni.models.discriminators import Discriminators, magnitude
+from muomni.models.discriminators import Discriminators
 from muomni.models.griffin_lim import GriffinLim
 from muomni.models.vocoder import Vocoder
 from muomni.train.samples import spread
+from muomni.train.spectral import SpectralDistance
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
+from muomni.train.stages.spoken_samples import vocoder_samples
 
 CROP = 8
 """Code frames of a training crop (0.64 s)."""
@@ -31,20 +31,18 @@ BEFORE = 3
 """Log-mel frames before a crop that its first frames' windows reach into."""
 MEASURED = 24
 """Held-out recordings, spread over the split, that figures are measured on."""
-RESOLUTIONS: tuple[tuple[int, int], ...] = ((256, 32), (512, 64), (1_024, 100), (2_048, 128))
-"""Samples of a window, whose hop is a quarter, and mel bands."""
-FLOOR = 1e-3
-"""Added to magnitudes before their logarithm: what is quieter is not heard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WaveBatch(Batch):
-    """Crops of clips; the first half of them is heard through the codec."""
+    """Crops of clips."""
 
     frames: torch.Tensor
     """(B, T, factor * n_mels) float32 normalised log-mel."""
     wave: torch.Tensor
     """(B, T * factor * hop_length) float32: what they are the log-mel of."""
+    coded: torch.Tensor
+    """(B,) bool: whether the vocoder is given the codec's copy, every second crop."""
     adversarial: bool = field(metadata=HOST)
     """Whether the discriminators take part yet."""
 
@@ -70,7 +68,11 @@ class VocoderStage(StageBase):
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The codec, frozen; a new vocoder, with discriminators where they take part."""
         cfg = run.model
-        model = Parts(codec=Codec(cfg.codec, cfg.mel), vocoder=Vocoder(cfg.mel, cfg.vocoder))
+        model = Parts(
+            codec=Codec(cfg.codec, cfg.mel),
+            vocoder=Vocoder(cfg.mel, cfg.vocoder),
+            distance=SpectralDistance(cfg.mel),
+        )
         load_parent(model, root, parent="codec", parts=("codec",), child=self.name, run=run)
         freeze(model.get_submodule("codec"))
         if len(self.phases) > 1:
@@ -103,14 +105,14 @@ class VocoderStage(StageBase):
         chosen = torch.multinomial(weights, n_crops, replacement=True, generator=draw).tolist()
         crops = [self._crop(self._readable(items, i), draw) for i in chosen]
         frames, waves = (torch.stack(column) for column in zip(*crops, strict=True))
+        coded = torch.arange(n_crops) % 2 == 0
         # Crops that fill no piece are left out: at most parts - 1 of them.
         size = max(1, n_crops // parts)
         return [
             WaveBatch(
-                frames=frames[start : start + size], wave=waves[start : start + size],
-                adversarial=self._is_adversarial(position),
+                frames=frames[piece], wave=waves[piece], coded=coded[piece], adversarial=self._is_adversarial(position)
             )
-            for start in range(0, n_crops - size + 1, size)
+            for piece in (slice(start, start + size) for start in range(0, n_crops - size + 1, size))
         ]  # fmt: skip
 
     def _is_adversarial(self, position: int) -> bool:
@@ -150,19 +152,18 @@ class VocoderStage(StageBase):
                 )  # fmt: skip
                 n_samples = len(frames) * self.config.samples_per_frame
                 wave = F.pad(wave, (0, n_samples - len(wave)))
-                yield WaveBatch(frames=frames[None], wave=wave[None], adversarial=False)
+                yield WaveBatch(
+                    frames=frames[None],
+                    wave=wave[None],
+                    coded=torch.zeros(1, dtype=torch.bool),
+                    adversarial=False,
+                )
 
     def counts(self, batch: WaveBatch) -> dict[str, torch.Tensor | int]:
         """Values compared at all resolutions; crops for what is a mean over judges."""
-        n_crops = len(batch.wave)
         n_samples = batch.wave.shape[1] - self._n_held * self.config.mel.hop_length
-        n_windows = [n_crops * ((n_samples - n) // (n // 4) + 1) for n, _ in RESOLUTIONS]
-        found: dict[str, torch.Tensor | int] = {
-            "mel": sum(n * n_mels for n, (_, n_mels) in zip(n_windows, RESOLUTIONS, strict=True)),
-            "magnitude": sum(
-                n * (n_fft // 2 + 1) for n, (n_fft, _) in zip(n_windows, RESOLUTIONS, strict=True)
-            ),
-        }
+        n_crops = len(batch.wave)
+        found: dict[str, torch.Tensor | int] = {**SpectralDistance.counts(n_crops, n_samples)}
         return found | (dict.fromkeys(("fooled", "features", "judged"), n_crops) if batch.adversarial else {})
 
     @property
@@ -172,10 +173,9 @@ class VocoderStage(StageBase):
     def made(self, model: nn.Module, batch: WaveBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """What the vocoder makes of the crops, and what was recorded, (B, n_samples) both."""
         codec, vocoder = part(model, "codec", Codec), part(model, "vocoder", Vocoder)
-        n_coded = len(batch.frames) // 2
         with torch.no_grad():
-            copies = codec.decode(codec.encode(batch.frames[:n_coded])) if n_coded else batch.frames[:0]
-        frames = torch.cat([copies.to(batch.frames.dtype), batch.frames[n_coded:]])
+            copies = codec.decode(codec.encode(batch.frames))
+        frames = torch.where(batch.coded[:, None, None], copies.to(batch.frames.dtype), batch.frames)
         wave = vocoder.waveform(frames.unflatten(2, (self.config.codec.factor, -1)).flatten(1, 2))
         return wave, batch.wave[:, : wave.shape[1]]
 
@@ -188,7 +188,7 @@ class VocoderStage(StageBase):
                 wave, recorded = self.made(model, batch)
             return {"judged": _judged(part(model, "discriminators", Discriminators), wave, recorded)}
         wave, recorded = self.made(model, batch)
-        found = spectral(wave, recorded, self.config.mel)
+        found = part(model, "distance", SpectralDistance)(wave, recorded)
         if batch.adversarial:
             found |= _fooled(part(model, "discriminators", Discriminators), wave, recorded)
         return found
@@ -197,6 +197,10 @@ class VocoderStage(StageBase):
         """Code frames; crops have no padding."""
         n_frames = batch.frames.shape[0] * batch.frames.shape[1]
         return n_frames, n_frames
+
+    def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
+        """A recording, what the vocoder makes of its log-mel, and of the codec's copy; see spoken_samples."""
+        return vocoder_samples(self, model, split, folder)
 
     def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Spectral distance of held-out recordings, from their own log-mel and the codec's, against Griffin-Lim."""
@@ -211,7 +215,7 @@ class VocoderStage(StageBase):
             for what, given in (("recordings", frames), ("the codec's copies", copies)):
                 rows = given.reshape(-1, mel.n_mels) * mel.std + mel.mean
                 for by, heard in (("vocoder", vocoder(rows).cpu()), ("Griffin-Lim", griffin_lim(rows.cpu()))):
-                    sums[what, by] = sums.get((what, by), 0.0) + log_spectral_distance(heard, wave, mel)
+                    sums[what, by] = sums.get((what, by), 0.0) + _distance(model, heard, wave)
             n += 1
         return [
             Figure(
@@ -220,45 +224,6 @@ class VocoderStage(StageBase):
             )
             for what in ("recordings", "the codec's copies")
         ]  # fmt: skip
-
-
-@functools.cache
-def _filters(n_fft: int, n_mels: int, mel: MelConfig) -> torch.Tensor:
-    """(n_mels, n_fft / 2 + 1): of each band the weighted mean; bands that hold no bin are zero."""
-    filters = mel_filterbank(
-        n_mels=n_mels, n_fft=n_fft, sample_rate=mel.sample_rate, f_min=mel.f_min, f_max=mel.f_max, scale=mel.scale
-    )  # fmt: skip
-    return filters / filters.sum(1, keepdim=True).clamp(min=1e-8)
-
-
-@functools.cache
-def _hann(n_fft: int, device: torch.device) -> torch.Tensor:
-    return torch.hann_window(n_fft, device=device)
-
-
-def spectral(wave: torch.Tensor, recorded: torch.Tensor, mel: MelConfig) -> dict[str, torch.Tensor]:
-    """Summed L1 distances at RESOLUTIONS of two waves (B, n_samples): log-mel, and magnitudes as logarithms."""
-    by_mel, by_bin = wave.new_zeros(()), wave.new_zeros(())
-    for n_fft, n_mels in RESOLUTIONS:
-        filters = _filters(n_fft, n_mels, mel).to(wave.device)
-        sizes = [
-            magnitude(
-                torch.stft(w, n_fft, n_fft // 4, window=_hann(n_fft, w.device), center=False, return_complex=True)
-            ) * (4.0 / n_fft)
-            for w in (wave, recorded)
-        ]  # fmt: skip
-        bands = [((filters @ size) + FLOOR).log() for size in sizes]
-        by_mel = by_mel + (bands[0] - bands[1]).abs().sum()
-        logs = [(size + FLOOR).log() for size in sizes]
-        by_bin = by_bin + (logs[0] - logs[1]).abs().sum()
-    return {"mel": by_mel, "magnitude": by_bin}
-
-
-def log_spectral_distance(wave: torch.Tensor, recorded: torch.Tensor, mel: MelConfig) -> float:
-    """Mean of the absolute log-magnitude differences at RESOLUTIONS, natural logarithms; waves (n_samples,)."""
-    n_samples = min(len(wave), len(recorded))
-    found = spectral(wave[None, :n_samples], recorded[None, :n_samples], mel)["magnitude"]
-    return float(found) / sum(((n_samples - n) // (n // 4) + 1) * (n // 2 + 1) for n, _ in RESOLUTIONS)
 
 
 def _judged(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
@@ -283,3 +248,10 @@ def _fooled(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) 
         for (_, ours), (_, theirs) in zip(fake, real, strict=True) for a, b in zip(ours, theirs, strict=True)
     ]  # fmt: skip
     return {"fooled": torch.stack(scores).mean(), "features": torch.stack(features).mean()}
+
+
+def _distance(model: nn.Module, wave: torch.Tensor, recorded: torch.Tensor) -> float:
+    """Mean absolute difference of log-magnitudes; waves (n_samples,) on any device."""
+    device = next(part(model, "distance", SpectralDistance).buffers()).device
+    found = part(model, "distance", SpectralDistance)(wave[None].to(device), recorded[None].to(device))
+    return float(found["magnitude"]) / SpectralDistance.counts(1, len(wave))["magnitude"]
