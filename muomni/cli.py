@@ -99,7 +99,7 @@ def train(
 
     Args:
         size: nano, tiny or base.
-        stage: text, audio, vision, codec, omni, talker or all.
+        stage: text, audio, vision, codec, vocoder, omni, talker or all.
         data: embedded, small, full, or prepared sets by name or path with commas between.
         seed: Seed of initialisation, order, augmentation and dropout.
         compile: Losses and gradients through torch.compile; auto: on CUDA only.
@@ -149,7 +149,7 @@ def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", setti
 
     Args:
         size: nano, tiny or base.
-        stage: text, audio, vision, codec, omni or talker.
+        stage: text, audio, vision, codec, vocoder, omni or talker.
         memory: A card's memory, such as 12GB; 0.8 GiB of it are left to the driver.
     """
     # The profiler that counts bytes writes a line for every start and stop otherwise; read when torch is loaded.
@@ -237,6 +237,8 @@ def say(
     *,
     run: Run = Path("out/demo/model"),
     out: Path = Path("say.wav"),
+    voice: str | None = None,
+    voice_from: Path | None = None,
     temperature: float = 0.7,
     seed: int = 0,
 ) -> None:
@@ -245,6 +247,8 @@ def say(
     Args:
         text: What to say.
         out: Where the WAV goes.
+        voice: A voice it was trained on; default: the most frequent one.
+        voice_from: A recording of a voice to imitate: best effort, only its mean spectrum is taken from it.
         temperature: 0: greedy.
         seed: Seed of sampling.
     """
@@ -252,7 +256,9 @@ def say(
     from muomni.data.media import write_wav
 
     _one_thread()
-    waveform = muomni.load(run).say(text, temperature=temperature, seed=seed)
+    waveform = muomni.load(run).say(
+        text, voice=voice, voice_from=voice_from, temperature=temperature, seed=seed
+    )
     write_wav(out, waveform, 16_000)
     print(f"{out}: {len(waveform) / 16_000:.2f} s")
 

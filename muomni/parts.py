@@ -174,8 +174,12 @@ class TalkerConfig:
     """Heads of the depth transformer."""
     depth_d_ff: int
     """Hidden width of the depth transformer's SwiGLU."""
+    n_voices: int = 16
+    """Speakers with an embedding of their own: the most frequent of the training recordings."""
     dropout: float = 0.1
     """Residual dropout probability in training."""
+    noise: float = 0.1
+    """Share of past frames whose codes are random in the last training steps, from none in the first on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,8 @@ def listen(
         takes: dict[str, list[tuple[int | None, np.ndarray]]] = {
             name: [(None, path(original))] for name, path in paths.items()
         }
-        takes[SAY] = [(seed, session.say(item.text, seed=seed)) for seed in seeds]
+        voice = item.speaker if item.speaker in session.voices else None
+        takes[SAY] = [(seed, session.say(item.text, voice=voice, seed=seed)) for seed in seeds]
         if panel.voice is not None:
             voices.append(panel.voice(original))
         heard.append([])

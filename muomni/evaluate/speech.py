@@ -103,8 +103,11 @@ def evaluate_talker(session: Session, clips: Material, *, seed: int) -> list[Fig
     codec, device = session.engine.model.codec, session.engine.device
     held = [codec.encode(clip[None].to(device)) for clip in clips.frames]
     told = [_told(session, item.text) for item in clips.items]
-    own = [_losses(session, codes, *told[i]) for i, codes in enumerate(held)]
-    swapped = [_losses(session, codes, *told[_other(clips.items, i)]) for i, codes in enumerate(held)]
+    voices = [_voice(session, item.speaker) for item in clips.items]
+    own = [_losses(session, codes, *told[i], voices[i]) for i, codes in enumerate(held)]
+    swapped = [
+        _losses(session, codes, *told[_other(clips.items, i)], voices[i]) for i, codes in enumerate(held)
+    ]
     counts = np.array([codes.numel() for codes in held])
     n_frames = np.array([codes.shape[2] for codes in held])
     nats, other = np.array([o[0] for o in own]), np.array([s[0] for s in swapped])
@@ -148,7 +151,14 @@ def _other(items: list[SpeechItem], i: int) -> int:
     return next((o for o in others if items[o].text != items[i].text), i)
 
 
-def _losses(session: Session, codes: Tensor, states: Tensor, embeds: Tensor) -> tuple[float, int]:
+def _voice(session: Session, speaker: str) -> Tensor:
+    """The speaker's, nobody's when it is not known."""
+    return session.engine.model.talker.voice(speaker if speaker in session.voices else None)
+
+
+def _losses(
+    session: Session, codes: Tensor, states: Tensor, embeds: Tensor, voice: Tensor
+) -> tuple[float, int]:
     """Summed code loss of one clip, nats, and the frames after which the Talker would stop. codes: (1, K, T).
 
     Stopping counts after the text, as in speech; where it never stops, that is max_audio_tokens frames.
@@ -156,7 +166,7 @@ def _losses(session: Session, codes: Tensor, states: Tensor, embeds: Tensor) -> 
     talker = session.engine.model.talker
     n_frames = codes.shape[2]
     counts = torch.tensor([states.shape[1]], device=codes.device)
-    condition = talker.condition(states, embeds, counts, n_frames)
+    condition = talker.condition(states, embeds, counts, n_frames, voice)
     out = talker(codes, condition, torch.tensor([n_frames], device=codes.device))
     code_loss = talker.codes.cross_entropy(out["queries"][0], codes[0].T)[0].sum()
     n_text = states.shape[1]

@@ -76,18 +76,20 @@ class Session:
         top_k: int | None = None,
         top_p: float | None = None,
         speech_temperature: float = SPEECH_TEMPERATURE,
+        voice: str | None = None,
         seed: int = 0,
     ) -> Reply:
         """One whole turn; `stream` with the same arguments gives the same text and samples piece by piece.
 
         image: one picture or several; audio: one clip or several, each at most max_audio_samples long.
         temperature, top_k, top_p: of the text, 0 is greedy; speech_temperature: of the speech codes.
-        Raises RequestError for nothing said, MediaError, TokenBudgetError, SamplingError.
+        voice: one of `voices`, None for the first.
+        Raises RequestError for nothing said and an unknown voice, MediaError, TokenBudgetError, SamplingError.
         """
         stream = self.stream(
             text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens,
             temperature=temperature, top_k=top_k, top_p=top_p, speech_temperature=speech_temperature,
-            seed=seed,
+            voice=voice, seed=seed,
         )  # fmt: skip
         for _ in stream:
             pass
@@ -105,6 +107,7 @@ class Session:
         top_k: int | None = None,
         top_p: float | None = None,
         speech_temperature: float = SPEECH_TEMPERATURE,
+        voice: str | None = None,
         seed: int = 0,
     ) -> TurnStream:
         """A turn as it happens: an iterator of Chunk(text, pcm), whose `reply` is whole at its end.
@@ -121,7 +124,7 @@ class Session:
             seed=seed,
             n_ids=self.tokenizer.vocab_size,
         )
-        speech = self._speech(speech_temperature, seed) if speak else None
+        speech = self._speech(speech_temperature, seed, voice=self._voice(voice)) if speak else None
         said = self._read(text, _listed(image), _listed(audio))
         self._settle()
         prompt = self._prefill(said, max_new_tokens, started)
@@ -141,12 +144,17 @@ class Session:
         *,
         temperature: float = SPEECH_TEMPERATURE,
         top_k: int | None = SPEECH_TOP_K,
+        voice: str | None = None,
+        voice_from: Clip | None = None,
         seed: int = 0,
     ) -> np.ndarray:
         """Speak a text: float32 samples in [-1, 1] at mel.sample_rate. The conversation is not touched.
 
         The same text, settings and seed give the same samples.
-        Raises RequestError for an empty text, TokenBudgetError for one that is too long.
+        voice: one of `voices`, None for the first. voice_from: a recording of whoever is to be imitated, as far as that
+        goes: only the mean spectrum of a voice is taken from it.
+        Raises RequestError for an empty text, an unknown voice, or two of them; MediaError; TokenBudgetError for a text
+        or a recording that is too long.
         """
         ids = self.tokenizer.encode(text)
         if not ids:
@@ -157,7 +165,10 @@ class Session:
                 "shorten it."
             )
         states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + text), ids)
-        speech = self._speech(temperature, seed, top_k=top_k)
+        if voice is not None and voice_from is not None:
+            raise RequestError("voice: give a name or a recording, not both.")
+        told = self._voice(voice) if voice_from is None else self._voice_of(voice_from)
+        speech = self._speech(temperature, seed, top_k=top_k, voice=told)
         parts = [speech.text(states[:, t : t + 1], embeds[:, t : t + 1]) for t in range(len(ids))]
         while not (speech.stopped or speech.full):
             parts.append(speech.pad())
@@ -167,9 +178,28 @@ class Session:
         forbidden = self.engine.forbidden(n_ids, allowed=(EOS,)) if n_ids is not None else ()
         return Sampler(sampling, seed=seed, device=self.engine.device, forbidden=forbidden)
 
-    def _speech(self, temperature: float, seed: int, *, top_k: int | None = SPEECH_TOP_K) -> SpeechStream:
+    def _speech(
+        self, temperature: float, seed: int, *, voice: torch.Tensor, top_k: int | None = SPEECH_TOP_K
+    ) -> SpeechStream:
         sampler = self._sampler(Sampling(temperature=temperature, top_k=top_k), seed=seed)
-        return SpeechStream(self.engine.model, sampler, max_frames=self.config.max_audio_tokens)
+        return SpeechStream(self.engine.model, sampler, max_frames=self.config.max_audio_tokens, voice=voice)
+
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices it was trained on, the most frequent one first."""
+        return self.engine.model.talker.voices.known()
+
+    @torch.inference_mode()
+    def _voice(self, name: str | None) -> torch.Tensor:
+        known = self.voices
+        if name is not None and name not in known:
+            raise RequestError(f"voice: {name!r} is not known; there are {', '.join(known) or 'none'}.")
+        return self.engine.model.talker.voice(name or next(iter(known), None))
+
+    @torch.inference_mode()
+    def _voice_of(self, clip: Clip) -> torch.Tensor:
+        frames = read_clip(clip, self.config).unflatten(1, (self.config.codec.factor, -1)).flatten(0, 1)
+        return self.engine.model.talker.voice(log_mel=frames.to(self.engine.device))
 
     def _read(self, text: str | None, pictures: Sequence[Picture], clips: Sequence[Clip]) -> Said:
         ids = self.tokenizer.encode(text) if text else []

@@ -14,14 +14,15 @@ STOP_PROBABILITY = 0.5
 
 
 class SpeechStream:
-    """One utterance. Frame t is conditioned on text position t, and on the pad condition after the text."""
+    """One utterance. Frame t is conditioned on text position t, on the pad condition after the text, and on a voice."""
 
-    def __init__(self, model: OmniModel, sampler: Sampler, *, max_frames: int) -> None:
+    def __init__(self, model: OmniModel, sampler: Sampler, *, max_frames: int, voice: Tensor) -> None:
         """Start silent, with empty states.
 
+        voice: (1, d_model) of `Talker.voice`.
         max_frames: longest utterance in code frames (12.5 Hz); whatever the Talker says, it ends there.
         """
-        self._model, self._sampler, self._max_frames = model, sampler, max_frames
+        self._model, self._sampler, self._max_frames, self._voice = model, sampler, max_frames, voice
         self._talker = model.talker.new_state(1, max_frames)
         self._codec = model.codec.new_state(1)
         self._vocoder = model.vocoder.new_state()
@@ -65,7 +66,7 @@ class SpeechStream:
             return np.zeros(0, np.float32)
         model = self._model
         counts = torch.tensor([n_text], device=state.device)
-        condition = model.talker.condition(state, embed, counts, 1)[:, 0]
+        condition = model.talker.condition(state, embed, counts, 1, self._voice)[:, 0]
         codes, stop = model.talker.step(self._previous, condition, self._talker, self._sampler)
         self._previous = codes
         self.frames.append(codes)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from muomni_kernels import mel_filterbank
-from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import GriffinLimConfig, MelConfig
+from muomni.models.streaming import StreamingVocoder
 
 INVERSION_STEPS = 15
 """Multiplicative updates of the mel inversion."""
@@ -33,7 +33,7 @@ class GriffinLimState:
         """Frames received whose samples are not given out yet."""
 
 
-class GriffinLim(nn.Module):
+class GriffinLim(StreamingVocoder):
     """Natural-log mel power at 100 Hz -> 16 kHz waveform, untrained; offline is the stream over the clip."""
 
     window: torch.Tensor

@@ -10,6 +10,7 @@ from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
 from muomni.models.fuse import Projector, place_features
 from muomni.models.griffin_lim import GriffinLim
+from muomni.models.streaming import StreamingVocoder
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision import VisionEncoder
@@ -19,7 +20,7 @@ from muomni.models.vocoder import Vocoder
 class OmniModel(nn.Module):
     """Thinker, encoders with their projectors, CTC head, codec, Talker, vocoder."""
 
-    vocoder: Vocoder | GriffinLim
+    vocoder: StreamingVocoder
 
     def __init__(self, cfg: ModelConfig, *, vocoder: bool = True) -> None:
         """Untrained parts of the given sizes. vocoder: False for Griffin-Lim in its place, which needs no training."""
@@ -32,7 +33,7 @@ class OmniModel(nn.Module):
         self.vision_projector = Projector(cfg.vision.d_model, cfg.thinker.d_model)
         self.audio_projector = Projector(cfg.audio.d_model, cfg.thinker.d_model)
         self.codec = Codec(cfg.codec, cfg.mel)
-        self.talker = Talker(cfg.talker, cfg.thinker.d_model, cfg.codec)
+        self.talker = Talker(cfg.talker, cfg.thinker.d_model, cfg.codec, cfg.mel.n_mels)
         self.vocoder = (
             Vocoder(cfg.mel, cfg.vocoder) if vocoder
             else GriffinLim(cfg.mel, cfg.griffin_lim, block=cfg.codec.factor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from muomni.nn.rope import rotary_tables
 from muomni.tokens import IGNORE_INDEX
 
 ROPE_THETA = 10_000.0
+MAX_NAME = 64
+"""Bytes of a voice's name."""
 
 SampleFn = Callable[[torch.Tensor], torch.Tensor]
 """Logits (B, codebook_size) -> chosen codes (B,) int64."""
@@ -138,11 +140,54 @@ class CodeSpace(nn.Module):
         )
 
 
+class Voices(nn.Module):
+    """Who speaks: a vector for each known speaker, one for nobody in particular, and one made from a recording."""
+
+    names: torch.Tensor
+
+    def __init__(self, n_voices: int, n_mels: int, d: int) -> None:
+        """n_voices: known speakers at most. n_mels, d: widths of the log-mel and of a voice."""
+        super().__init__()
+        self.table = table(1 + n_voices, d, std=0.1)
+        self.enter = linear(2 * n_mels, d, bias=True)
+        self.out = linear(d, d, scale=0.1)
+        # UTF-8, so that a voice is called by its name wherever the weights are.
+        self.register_buffer("names", torch.zeros(n_voices, MAX_NAME, dtype=torch.uint8))
+
+    def known(self) -> list[str]:
+        """The speakers' names, the most frequent one first."""
+        raw = [bytes(row).rstrip(b"\0").decode("utf-8", "ignore") for row in self.names.tolist()]
+        return [name for name in raw if name]
+
+    def name(self, speakers: Sequence[str]) -> None:
+        """Give the first rows of the table to these speakers. Raises ValueError for more than there are rows."""
+        if len(speakers) > len(self.names):
+            raise ValueError(f"speakers: expected at most {len(self.names)}, got {len(speakers)}.")
+        for row, speaker in zip(self.names, speakers, strict=False):
+            said = speaker.encode()[:MAX_NAME]
+            row[: len(said)] = torch.tensor(list(said), dtype=torch.uint8)
+
+    def forward(self, number: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        """Vectors (n, d).
+
+        number: (n,) int64: 0 nobody in particular, i + 1 known speaker i, -1 whoever is heard.
+        heard: (n, 2 * n_mels): `summary` of a recording; of no effect where number is not -1.
+        """
+        of_table = F.embedding(number.clamp(min=0), self.table)
+        of_recording = self.out(F.silu(self.enter(heard)))
+        return torch.where((number < 0)[:, None], of_recording, of_table.to(of_recording.dtype))
+
+
+def summary(log_mel: torch.Tensor) -> torch.Tensor:
+    """What a voice is told by: mean and deviation of each band, (T, n_mels) normalised log-mel -> (2 * n_mels,)."""
+    return torch.cat([log_mel.mean(0), log_mel.std(0, unbiased=False)])
+
+
 class Talker(nn.Module):
     """At frame t the input is the sum of frame t - 1's code vectors, projected (BOS at 0), and condition[t]."""
 
-    def __init__(self, cfg: TalkerConfig, d_thinker: int, codec: CodecConfig) -> None:
-        """d_thinker: width of the unified space."""
+    def __init__(self, cfg: TalkerConfig, d_thinker: int, codec: CodecConfig, n_mels: int) -> None:
+        """d_thinker: width of the unified space; n_mels: bands of the log-mel that a voice is told by."""
         super().__init__()
         self.cfg, self.n_codebooks, self.size = cfg, codec.n_codebooks, codec.codebook_size
         d = cfg.d_model
@@ -151,6 +196,7 @@ class Talker(nn.Module):
         self.pad = table(1, d, std=1.0)
         self.bos = table(1, d, std=1.0)
         self.codes = CodeSpace(codec)
+        self.voices = Voices(cfg.n_voices, n_mels, d)
         self.from_latent = linear(codec.latent_dim, d)
         self.stack = Stack(
             d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
@@ -161,17 +207,38 @@ class Talker(nn.Module):
         self.depth = DepthTransformer(cfg, codec)
 
     def condition(
-        self, states: torch.Tensor, embeds: torch.Tensor, n_text: torch.Tensor, n_frames: int
+        self,
+        states: torch.Tensor,
+        embeds: torch.Tensor,
+        n_text: torch.Tensor,
+        n_frames: int,
+        voice: torch.Tensor,
     ) -> torch.Tensor:
-        """What each frame is told: text position t at frame t, the pad condition once the text is used up.
+        """What each frame is told: text position t at frame t, the pad condition once the text is used up; the voice.
 
         states, embeds: (B, n, d_thinker) Thinker states and token embeddings of the text's positions;
-        n_text: (B,) int64 text positions; n_frames: T, text behind it is cut. Returns (B, T, d_model).
+        n_text: (B,) int64 text positions; n_frames: T, text behind it is cut; voice: (B, d_model) of `voices`.
+        Returns (B, T, d_model).
         """
         told = (self.from_state(states) + self.from_embed(embeds))[:, :n_frames]
         told = F.pad(told, (0, 0, 0, n_frames - told.shape[1]))
         is_text = torch.arange(n_frames, device=told.device) < n_text[:, None]
-        return torch.where(is_text[..., None], told, self.pad.to(told.dtype))
+        return torch.where(is_text[..., None], told, self.pad.to(told.dtype)) + voice[:, None]
+
+    def voice(self, name: str | None = None, log_mel: torch.Tensor | None = None) -> torch.Tensor:
+        """A voice (1, d_model): by name, of whoever is heard in a normalised log-mel (T, n_mels), or nobody's.
+
+        Raises ValueError for an unknown name.
+        """
+        known, number = self.voices.known(), 0
+        if name is not None:
+            if name not in known:
+                raise ValueError(f"voice: {name!r} is not known; there are {', '.join(known) or 'none'}.")
+            number = known.index(name) + 1
+        heard = self.bos.new_zeros(1, self.voices.enter.in_features)
+        if log_mel is not None:
+            heard, number = summary(log_mel.to(heard))[None], -1
+        return self.voices(torch.tensor([number], device=heard.device), heard)
 
     def forward(
         self, codes: torch.Tensor, condition: torch.Tensor, lengths: torch.Tensor | None = None

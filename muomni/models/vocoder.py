@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import MelConfig, VocoderConfig
+from muomni.models.streaming import StreamingVocoder
 from muomni.nn.conv import CausalConv1d, CausalDepthwise
 from muomni.nn.init import linear
 from muomni.nn.moe import FeedForward
@@ -51,7 +52,7 @@ class ConvNeXt(nn.Module):
         return x + self.ff(self.norm(y)), past
 
 
-class Vocoder(nn.Module):
+class Vocoder(StreamingVocoder):
     """Log-mel frames -> one short-time spectrum each -> windowed overlap-add.
 
     Frame t's spectrum is that of the n_fft samples before (t + 1) * hop, as its mel is. A sample is finished when all

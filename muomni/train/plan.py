@@ -25,14 +25,17 @@ from muomni.data.template import Document
 from muomni.errors import UserError
 from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
+from muomni.models.discriminators import Discriminators
 from muomni.models.fuse import Projector
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision import ContrastModel, VisionEncoder
+from muomni.models.vocoder import Vocoder
 from muomni.train.optim import Optimizer
+from muomni.train.spectral import SpectralDistance
 from muomni.train.stage import Parts, freeze
 from muomni.train.stages import stage as make_stage
-from muomni.train.stages import talker, vision
+from muomni.train.stages import talker, vision, vocoder
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.codec import CROP, FrameBatch
 from muomni.train.step import Step
@@ -231,7 +234,7 @@ def _static(run: RunConfig, model: nn.Module) -> tuple[int, int, int]:
     """Bytes of weights and buffers, of gradients, and of the optimizer's state."""
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     stage = make_stage(run)
-    trained = stage.parameters(model, stage.phases[0])
+    trained = {name: p for phase in stage.phases for name, p in stage.parameters(model, phase).items()}
     moments = sum(t.nbytes for t in Optimizer(trained, run.optim).state().values())
     return weights, sum(p.nbytes for p in trained.values()), moments
 
@@ -247,6 +250,14 @@ def stage_model(run: RunConfig) -> nn.Module:
         return Parts(audio=AudioEncoder(cfg.audio, cfg.mel.n_mels), ctc_head=head)
     if run.stage == "codec":
         return Parts(codec=Codec(cfg.codec, cfg.mel))
+    if run.stage == "vocoder":
+        model = Parts(
+            codec=freeze(Codec(cfg.codec, cfg.mel)), vocoder=Vocoder(cfg.mel, cfg.vocoder),
+            distance=SpectralDistance(cfg.mel),
+        )  # fmt: skip
+        if cfg.vocoder.adversarial_from < 1:
+            model.add_module("discriminators", Discriminators(cfg.vocoder.d_discriminator))
+        return model
     parts = {"thinker": Thinker(cfg.thinker)}
     if run.stage == "omni":
         parts |= {"vision": freeze(VisionEncoder(cfg.vision))}
@@ -255,7 +266,7 @@ def stage_model(run: RunConfig) -> nn.Module:
         parts |= {"audio_projector": Projector(cfg.audio.d_model, cfg.thinker.d_model)}
     elif run.stage == "talker":
         parts = {"thinker": freeze(parts["thinker"]), "codec": freeze(Codec(cfg.codec, cfg.mel))}
-        parts |= {"talker": Talker(cfg.talker, cfg.thinker.d_model, cfg.codec)}
+        parts |= {"talker": Talker(cfg.talker, cfg.thinker.d_model, cfg.codec, cfg.mel.n_mels)}
     return Parts(**parts)
 
 
@@ -269,6 +280,13 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
     if run.stage == "codec":
         crops = torch.randn(max(1, n // CROP), CROP, width)
         return FrameBatch(frames=crops, n_active=torch.tensor(cfg.codec.n_codebooks))
+    if run.stage == "vocoder":
+        n_crops, n_frames = max(1, n // vocoder.CROP), vocoder.CROP
+        return vocoder.WaveBatch(
+            frames=torch.randn(n_crops, n_frames, width), coded=torch.ones(n_crops, dtype=torch.bool),
+            wave=torch.randn(n_crops, n_frames * cfg.samples_per_frame),
+            adversarial=cfg.vocoder.adversarial_from < 1,
+        )  # fmt: skip
     n_clips = min(n_items, n // cfg.max_audio_tokens)
     if isinstance(stage, AudioStage):
         mels = [torch.randn(cfg.max_audio_tokens * cfg.audio.factor, cfg.mel.n_mels) for _ in range(n_clips)]
@@ -277,7 +295,9 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
         longest = cfg.max_audio_tokens
         codes = torch.randint(cfg.codec.codebook_size, (cfg.codec.n_codebooks, longest))
         state = torch.randn(longest // 4, cfg.thinker.d_model)
-        one = talker.Utterance(log_mel=torch.zeros(0), codes=codes, states=state, embeds=state)
+        one = talker.Utterance(
+            log_mel=torch.zeros(0, cfg.mel.n_mels), codes=codes, states=state, embeds=state, speaker=""
+        )
         return talker.collate([one] * n_clips, n_frames=n, n_items=n_items, longest=longest + 1)
     longest, none = cfg.max_seq_len, torch.zeros(0, dtype=torch.int64)
     ids = torch.randint(cfg.thinker.vocab_size, (longest,))

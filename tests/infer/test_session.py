@@ -142,7 +142,7 @@ def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
 def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Session) -> None:
     engine, ids = session.engine, session.tokenizer.encode("the cat sat")
     states, embeds = engine.spoken_states([40, 41], ids)
-    speech = session._speech(0.0, 0, top_k=None)
+    speech = session._speech(0.0, 0, top_k=None, voice=session.engine.model.talker.voice())
     for t in range(len(ids)):
         speech.text(states[:, t : t + 1], embeds[:, t : t + 1])
     for _ in range(6):
@@ -150,7 +150,9 @@ def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Sessi
     codes = torch.from_numpy(speech.codes())[None]
     assert codes.shape == (1, 8, len(ids) + 6)
     talker = engine.model.talker
-    condition = talker.condition(states.clone(), embeds.clone(), torch.tensor([len(ids)]), codes.shape[2])
+    condition = talker.condition(
+        states.clone(), embeds.clone(), torch.tensor([len(ids)]), codes.shape[2], talker.voice()
+    )
     out = talker(codes, condition)
     best = [talker.codes.logits(q, k).argmax(-1) for k, q in enumerate(out["queries"][0].unbind(1))]
     assert torch.equal(torch.stack(best), codes[0])
@@ -299,3 +301,26 @@ def test_same_seed_and_text_repeat_speech_and_another_text_changes_it(session: S
     assert len(first) != len(other) or not np.array_equal(first, other)
     with pytest.raises(RequestError, match="nothing to say"):
         session.say("")
+
+
+def test_a_voice_changes_the_speech_and_an_unknown_one_is_told(session: Session) -> None:
+    session.engine.model.talker.voices.name(["ann", "bob"])
+    assert session.voices == ["ann", "bob"]
+    said = {voice: session.say("the cat", voice=voice, seed=3) for voice in (None, "ann", "bob")}
+    assert np.array_equal(said[None], said["ann"]) and not np.array_equal(said["ann"], said["bob"])
+    assert np.array_equal(session.say("the cat", voice="bob", seed=3), said["bob"])
+    imitated = session.say("the cat", voice_from=_clip(), seed=3)
+    assert not np.array_equal(imitated, said["ann"])
+    turns = [session.turn("the cat", voice=voice, max_new_tokens=5, seed=3).codes for voice in ("ann", "bob")]
+    assert not np.array_equal(*turns)
+    with pytest.raises(RequestError, match="voice: 'eve' is not known; there are ann, bob"):
+        session.say("the cat", voice="eve")
+    with pytest.raises(RequestError, match="a name or a recording, not both"):
+        session.say("the cat", voice="ann", voice_from=_clip())
+    session.engine.model.talker.voices.names.zero_()
+
+
+def test_the_same_seed_says_other_words_with_other_codes(session: Session) -> None:
+    one, other = (session.say(text, seed=3) for text in ("the cat sat", "who is it"))
+    n = min(len(one), len(other))
+    assert n and not np.array_equal(one[:n], other[:n])

@@ -17,7 +17,7 @@ CFG = dataclasses.replace(NANO.talker, d_model=64, n_heads=4, n_kv_heads=2, head
 
 def _talker() -> tuple[Talker, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    talker = Talker(CFG, 48, CODEC).eval()
+    talker = Talker(CFG, 48, CODEC, 5).eval()
     return talker, torch.randint(0, 32, (2, 8, 9)), torch.randn(2, 9, 64)
 
 
@@ -84,17 +84,21 @@ def test_condition_is_text_then_pad_and_one_position_at_a_time_gives_the_same() 
     talker, _, _ = _talker()
     states, embeds = torch.randn(2, 4, 48), torch.randn(2, 4, 48)
     n_text = torch.tensor([4, 2])
-    told = talker.condition(states, embeds, n_text, 7)
+    nobody = torch.zeros(2, 64)
+    told = talker.condition(states, embeds, n_text, 7, nobody)
     text = states @ talker.from_state.weight.T + embeds @ talker.from_embed.weight.T
     assert torch.allclose(told[0, :4], text[0], atol=1e-5)
     assert torch.allclose(told[1, :2], text[1, :2], atol=1e-5)
     assert torch.equal(told[0, 4:], talker.pad.expand(3, -1))
     assert torch.equal(told[1, 2:], talker.pad.expand(5, -1))
-    assert torch.allclose(talker.condition(states, embeds, n_text, 3), told[:, :3], atol=1e-6)
-    one = talker.condition(states[:1, 2:3], embeds[:1, 2:3], torch.tensor([1]), 1)
+    assert torch.allclose(talker.condition(states, embeds, n_text, 3, nobody), told[:, :3], atol=1e-6)
+    one = talker.condition(states[:1, 2:3], embeds[:1, 2:3], torch.tensor([1]), 1, nobody[:1])
     assert torch.allclose(one[0, 0], told[0, 2], atol=1e-5)
-    none = talker.condition(states[:1, :1], embeds[:1, :1], torch.tensor([0]), 1)
+    none = talker.condition(states[:1, :1], embeds[:1, :1], torch.tensor([0]), 1, nobody[:1])
     assert torch.equal(none[0], talker.pad)
+    voice = torch.randn(2, 64)
+    spoken = talker.condition(states, embeds, n_text, 7, voice)
+    assert torch.allclose(spoken, told + voice[:, None], atol=1e-6)
 
 
 @torch.no_grad()
@@ -119,13 +123,34 @@ def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     talker, codes, _ = _talker()
-    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 9)
+    voice = talker.voices(torch.tensor([1, -1]), torch.randn(2, 10))
+    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 9, voice)
     out = talker(codes, told)
     loss, count = talker.codes.cross_entropy(out["queries"], codes.transpose(1, 2))
     ((loss / count).sum() + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()
     for name, p in talker.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().sum() > 0, name
+
+
+def test_a_voice_is_called_by_name_told_by_a_recording_or_nobodys() -> None:
+    talker, _, _ = _talker()
+    assert talker.voices.known() == []
+    talker.voices.name(["ann", "bob with a ☕"])
+    assert talker.voices.known() == ["ann", "bob with a ☕"]
+    table = talker.voices.table
+    assert torch.equal(talker.voice(), table[:1]) and torch.equal(talker.voice("bob with a ☕"), table[2:3])
+    with pytest.raises(ValueError, match="voice: 'eve' is not known; there are ann, bob with a ☕"):
+        talker.voice("eve")
+    clip = torch.randn(7, 5)
+    heard = torch.cat([clip.mean(0), clip.var(0, unbiased=False).sqrt()])
+    hidden = F.silu(heard @ talker.voices.enter.weight.T + talker.voices.enter.bias)
+    assert torch.allclose(talker.voice(log_mel=clip)[0], hidden @ talker.voices.out.weight.T, atol=1e-6)
+    reloaded = Talker(CFG, 48, CODEC, 5)
+    reloaded.load_state_dict(talker.state_dict())
+    assert reloaded.voices.known() == ["ann", "bob with a ☕"]
+    with pytest.raises(ValueError, match="expected at most 16, got 17"):
+        talker.voices.name([str(i) for i in range(17)])
 
 
 def test_wrong_number_of_codebooks_is_an_error() -> None:

@@ -241,7 +241,11 @@ def test_packed_talker_is_the_padded_one(trained: Path, small_run: SmallRun) -> 
     for i, utterance in enumerate(made):
         n_frames = utterance.codes.shape[1]
         condition = talker.condition(
-            utterance.states[None], utterance.embeds[None], torch.tensor([len(utterance.states)]), n_frames
+            utterance.states[None],
+            utterance.embeds[None],
+            torch.tensor([len(utterance.states)]),
+            n_frames,
+            talker.voice(utterance.speaker),
         )
         alone = talker(utterance.codes[None], condition)
         place = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]))

@@ -81,7 +81,10 @@ def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: P
     chosen = longest_fitting(stage.utterances(split), lambda utterance: utterance.codes.shape[1])
     states, embeds = (t[None].to(device) for t in (chosen.states, chosen.embeds))
     n_text = min(states.shape[1], MAX_FRAMES)
-    told = talker.condition(states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES)
+    voice = talker.voices(
+        torch.tensor([chosen.voice], device=device), torch.zeros(1, 2 * mel.n_mels, device=device)
+    )
+    told = talker.condition(states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES, voice)
     draw = generator(stage.run.seed, 4)
 
     def sample(logits: torch.Tensor) -> torch.Tensor:

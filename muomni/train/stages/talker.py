@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from muomni.data.template import Document
 from muomni.data.usable import Usable
 from muomni.data.wordings import SAY
 from muomni.models.codec import Codec
-from muomni.models.talker import Talker
+from muomni.models.talker import Talker, summary
 from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets
@@ -47,6 +47,13 @@ class Utterance:
     """(n, d_thinker) Thinker states over the text's positions."""
     embeds: torch.Tensor
     """(n, d_thinker) token embeddings of the same positions."""
+    speaker: str
+    voice: int = 0
+    """Number of the speaker, 1 for the most frequent; 0 for nobody in particular; -1 for whoever `heard` tells of."""
+    heard: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    """(2 * n_mels,) float32: what a voice is told by, of a recording of the speaker; empty for none."""
+    noise: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
+    """(K, T) int64: the codes that the Talker is told came before, where they are not the true ones; empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,14 @@ class SpokenBatch(Batch):
     """(N, K) int64, 0 behind the last utterance."""
     labels: torch.Tensor
     """(N, K) int64: the codes, IGNORE_INDEX behind the last utterance."""
+    told: torch.Tensor
+    """(N, K) int64: the codes as the frame after each is told of them, some of them replaced."""
+    voice: torch.Tensor
+    """(n,) int64: who speaks each utterance, as `Voices` numbers them."""
+    heard: torch.Tensor
+    """(n, 2 * n_mels): what a voice is told by."""
+    utterance: torch.Tensor
+    """(N,) int64: the utterance of each frame; of padding any."""
     states: torch.Tensor
     """(N, d_thinker): Thinker state of text position t at frame t of its utterance, else zeros."""
     embeds: torch.Tensor
@@ -94,7 +109,7 @@ class TalkerStage(StageBase):
         model = Parts(
             thinker=Thinker(cfg.thinker),
             codec=Codec(cfg.codec, cfg.mel),
-            talker=Talker(cfg.talker, cfg.thinker.d_model, cfg.codec),
+            talker=Talker(cfg.talker, cfg.thinker.d_model, cfg.codec, cfg.mel.n_mels),
         )
         for parent, name in (("omni", "thinker"), ("codec", "codec")):
             load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
@@ -105,10 +120,21 @@ class TalkerStage(StageBase):
         self._model = model
         self._utterances: dict[str, list[Utterance]] = {}
         self._orders: dict[str, Order] = {}
+        self._speakers: dict[str, int] = {}
+        self._of_speaker: dict[str, list[Utterance]] = {}
         codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
         counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
+        part(model, "talker", Talker).voices.name(list(self.speakers()))
         return model
+
+    def speakers(self) -> dict[str, int]:
+        """Numbers of the most frequent speakers of the training recordings, from 1 on; by name where two are equal."""
+        if not self._speakers:
+            counts = Counter(u.speaker for u in self.utterances("train"))
+            first = sorted(counts, key=lambda name: (-counts[name], name))[: self.config.talker.n_voices]
+            self._speakers = {name: number for number, name in enumerate(first, start=1)}
+        return self._speakers
 
     def _read(self, item: Item) -> torch.Tensor | None:
         """Normalised log-mel (n_frames, n_mels) of a recording that is not too long."""
@@ -132,13 +158,21 @@ class TalkerStage(StageBase):
             fit = set(chosen)
             fitted = [item for item, e in zip(items, said, strict=True) if e in fit]
             made = [
-                Utterance(log_mel=mel, codes=self.encode([mel])[0], states=states, embeds=embeds)
+                Utterance(
+                    log_mel=mel,
+                    codes=self.encode([mel])[0],
+                    states=states,
+                    embeds=embeds,
+                    speaker=item.speaker,
+                )
                 for item, (states, embeds) in zip(fitted, self._conditions(found), strict=True)
                 if (mel := self.data.value(item)) is not None
             ]
             usable = [u for u in made if len(u.states) <= u.codes.shape[1]]
             self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
             self._utterances[split] = usable
+            numbers = self.speakers()
+            self._utterances[split] = [replace(u, voice=numbers.get(u.speaker, 0)) for u in usable]
         return self._utterances[split]
 
     @torch.no_grad()
@@ -161,7 +195,40 @@ class TalkerStage(StageBase):
             torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) + gain
             for u, shift, gain in zip(made, shifts, gains, strict=True)
         ]
-        return [dataclasses.replace(u, codes=codes) for u, codes in zip(made, self.encode(mels), strict=True)]
+        return [replace(u, codes=codes) for u, codes in zip(made, self.encode(mels), strict=True)]
+
+    def voiced(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
+        """Half of them told by their speaker's number, a quarter by another recording of the speaker, a quarter not."""
+        result: list[Utterance] = []
+        for utterance, luck in zip(made, torch.rand(len(made), generator=draw).tolist(), strict=True):
+            if luck < 0.25:
+                utterance = replace(utterance, voice=0)
+            elif luck < 0.5:
+                others = self._by_speaker()[utterance.speaker]
+                other = others[int(torch.randint(len(others), (), generator=draw))]
+                utterance = replace(utterance, voice=-1, heard=summary(other.log_mel))
+            result.append(utterance)
+        return result
+
+    def _by_speaker(self) -> dict[str, list[Utterance]]:
+        if not self._of_speaker:
+            for utterance in self.utterances("train"):
+                self._of_speaker.setdefault(utterance.speaker, []).append(utterance)
+        return self._of_speaker
+
+    def noisy(self, made: list[Utterance], position: int, draw: torch.Generator) -> list[Utterance]:
+        """Some frames of what the Talker is told came before are random: in speaking it is told its own mistakes.
+
+        Their share grows with the steps: at first it has to learn what follows from true codes.
+        """
+        done = position / (self.run.train.steps * self.run.train.micro_batches)
+        share, size = self.config.talker.noise * min(1.0, done), self.config.codec.codebook_size
+        result: list[Utterance] = []
+        for utterance in made:
+            other = torch.randint(size, utterance.codes.shape, generator=draw)
+            hit = torch.rand(utterance.codes.shape[1], generator=draw) < share
+            result.append(replace(utterance, noise=torch.where(hit, other, utterance.codes)))
+        return result
 
     def _conditions(self, found: list[Document]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Thinker states and token embeddings over the answer of each document, EOS left out."""
@@ -196,7 +263,8 @@ class TalkerStage(StageBase):
         row = order.at(position)
         chosen = [made[i] for i in row]
         if self.run.train.augment:
-            chosen = self.varied(chosen, generator(self.run.seed, 3, position))
+            draw = generator(self.run.seed, 3, position)
+            chosen = self.noisy(self.voiced(self.varied(chosen, draw), draw), position, draw)
         own = dict(zip(row, chosen, strict=True))
         (n_frames,), n_items = order.room(parts)
         longest = self.config.max_audio_tokens + 1
@@ -222,10 +290,13 @@ class TalkerStage(StageBase):
         """Queries of codes (N, K, latent_dim) and logits of stopping (N,): `Talker.forward`, packed."""
         talker = part(model, "talker", Talker)
         latents = talker.codes.latents(batch.codes)
-        told = talker.from_latent(latents[:, -1])
+        told = talker.from_latent(talker.codes.latents(batch.told)[:, -1])
         before = torch.where((batch.positions == 0)[:, None], talker.bos.to(told.dtype), told.roll(1, 0))
         text = talker.from_state(batch.states) + talker.from_embed(batch.embeds)
-        condition = torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype))
+        voice = talker.voices(batch.voice, batch.heard)
+        condition = (
+            torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype)) + voice[batch.utterance]
+        )
         tables = talker._tables(batch.positions)
         hidden = talker.stack(before + condition, *tables, batch.cu_seqlens, batch.max_seqlen)
         queries = torch.cat([talker.query(hidden)[:, None], talker.depth(hidden, latents[:, :-1])], dim=1)
@@ -267,11 +338,13 @@ def collate(
     cu_seqlens = cumulative(lengths, n_max=n_items or len(made), total=total, longest=longest)
     n_levels, width = made[0].codes.shape[0], made[0].states.shape[1]
     codes = torch.zeros(total, n_levels, dtype=torch.int64)
+    told = torch.zeros(total, n_levels, dtype=torch.int64)
     states, embeds = torch.zeros(total, width), torch.zeros(total, width)
     is_text, is_last = torch.zeros(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
     start = 0
     for utterance, length in zip(made, lengths, strict=True):
         codes[start : start + length] = utterance.codes.T
+        told[start : start + length] = (utterance.noise if utterance.noise.numel() else utterance.codes).T
         n_text = min(len(utterance.states), length)
         states[start : start + n_text] = utterance.states[:n_text]
         embeds[start : start + n_text] = utterance.embeds[:n_text]
@@ -280,7 +353,15 @@ def collate(
         is_last[start - 1] = True
     positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
     labels = codes.masked_fill((torch.arange(total) >= used)[:, None], IGNORE_INDEX)
+    n_rooms, n_heard = n_items or len(made), 2 * made[0].log_mel.shape[1]
+    voice, heard = torch.zeros(n_rooms, dtype=torch.int64), torch.zeros(n_rooms, n_heard)
+    for i, own in enumerate(made):
+        voice[i] = own.voice
+        if own.heard.numel():
+            heard[i] = own.heard
+    segments = torch.arange(len(cu_seqlens) - 1).clamp(max=n_rooms - 1)
     return SpokenBatch(
-        codes=codes, labels=labels, states=states, embeds=embeds, is_text=is_text, is_last=is_last,
-        positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
+        codes=codes, labels=labels, told=told, voice=voice, heard=heard,
+        utterance=segments.repeat_interleave(cu_seqlens.diff()), states=states, embeds=embeds, is_text=is_text,
+        is_last=is_last, positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
     )  # fmt: skip

@@ -38,6 +38,11 @@ def with_other_text(made: list[Utterance]) -> list[Utterance]:
     return result
 
 
+def with_other_voice(made: list[Utterance], n_voices: int) -> list[Utterance]:
+    """Each utterance with the number of the next known speaker, the last one's next being the first."""
+    return [dataclasses.replace(u, voice=u.voice % n_voices + 1) for u in made]
+
+
 @torch.no_grad()
 def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, list[int]]:
     """Mean nats a code, and the number of frames after which the Talker would stop in each utterance.
@@ -61,7 +66,7 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
 
 
 def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:
-    """Code loss, right against wrong text, and the error of the stop position under teacher forcing."""
+    """Code loss, right against wrong text and voice, and the error of the stop position under teacher forcing."""
     train, made = stage.utterances("train"), stage.utterances(split)
     right, stops = code_nats(stage, model, made)
     wrong, _ = code_nats(stage, model, with_other_text(made))
@@ -71,7 +76,16 @@ def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:
     rate = sum(u.codes.shape[1] for u in train) / sum(len(u.states) for u in train)
     guessed = [round(rate * len(u.states)) for u in made]
     n = len(made)
+    voices: list[Figure] = []
+    if len(stage.speakers()) > 1:
+        other, _ = code_nats(stage, model, with_other_voice(made, len(stage.speakers())))
+        voices = [
+            Figure(
+                name="code loss, right voice", value=right, baseline=other, baseline_name="another speaker's voice", n=n
+            )
+        ]  # fmt: skip
     return [
+        *voices,
         Figure(
             name="code loss, mean of the codebooks", value=right, baseline=unigram,
             baseline_name="unigram of each codebook", n=n,
