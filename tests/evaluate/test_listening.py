@@ -185,7 +185,7 @@ def test_command_writes_figures_and_a_page_that_needs_no_network(
         ("original", "vocoder", "griffin_lim", "codec", "say seed 0"), "one two three"
     )
     page = (tmp_path / "speech.html").read_text()
-    assert page.count("<audio") == 4
+    assert page.count("<audio") == 5
     assert page.count('class="spectrogram"') == 4
     assert 'src="http' not in page and "<script" not in page and "href=" not in page
     for cell in (cell for row in rows_of(shown) for cell in row):
