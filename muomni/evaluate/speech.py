@@ -166,8 +166,8 @@ def _losses(
     talker = session.engine.model.talker
     n_frames = codes.shape[2]
     counts = torch.tensor([states.shape[1]], device=codes.device)
-    condition = talker.condition(states, embeds, counts, n_frames, voice)
-    out = talker(codes, condition, torch.tensor([n_frames], device=codes.device))
+    condition = talker.condition(states, embeds, counts, n_frames + talker.cfg.delay, voice)
+    out = talker(codes, condition)
     code_loss = talker.codes.cross_entropy(out["queries"][0], codes[0].T)[0].sum()
     n_text = states.shape[1]
     over = (out["stop"][0, n_text:].sigmoid() > STOP_PROBABILITY).nonzero().flatten().tolist()

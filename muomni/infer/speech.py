@@ -26,33 +26,37 @@ class SpeechStream:
         self._talker = model.talker.new_state(1, max_frames)
         self._codec = model.codec.new_state(1)
         self._vocoder = model.vocoder.new_state()
-        self._previous: Tensor | None = None
         self.frames: list[Tensor] = []
+        """Codes (1, K) of the frames that are whole."""
+        self._n_steps = 0
         self.stopped = False
         """The Talker said it was done."""
 
     @property
     def full(self) -> bool:
         """No further frame may be spoken."""
-        return len(self.frames) >= self._max_frames
+        return self._n_steps >= self._max_frames
 
     def text(self, state: Tensor, embed: Tensor) -> np.ndarray:
-        """Speak the frame of one text position.
+        """Take the step of one text position.
 
         state, embed: (1, 1, d_thinker) Thinker state and token embedding of that position.
-        Returns float32 samples, none while the vocoder still looks ahead or when the utterance is full.
+        Returns float32 samples, none while codes or vocoder are still ahead of them, or when the utterance is full.
         """
         return self._frame(state, embed, 1)
 
     def pad(self) -> np.ndarray:
-        """Speak one frame after the end of the text; learns from the Talker whether it was the last."""
+        """Take one step after the end of the text; learns from the Talker whether it was the last."""
         nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
         return self._frame(nothing, nothing, 0)
 
     @torch.inference_mode()
     def flush(self) -> np.ndarray:
-        """The samples the vocoder still holds."""
-        return _samples(self._model.vocoder.flush(self._vocoder))
+        """What is not finished yet: the last frame's codes, and the samples the vocoder still holds."""
+        nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
+        condition = self._condition(nothing, nothing, 0)
+        last = self._heard(self._model.talker.drain(condition, self._talker, self._sampler))
+        return np.concatenate([last, _samples(self._model.vocoder.flush(self._vocoder))])
 
     def codes(self) -> np.ndarray:
         """All codes so far, int64 (n_codebooks, n_frames)."""
@@ -64,18 +68,26 @@ class SpeechStream:
     def _frame(self, state: Tensor, embed: Tensor, n_text: int) -> np.ndarray:
         if self.full:
             return np.zeros(0, np.float32)
-        model = self._model
-        counts = torch.tensor([n_text], device=state.device)
-        condition = model.talker.condition(state, embed, counts, 1, self._voice)[:, 0]
-        codes, stop = model.talker.step(self._previous, condition, self._talker, self._sampler)
-        self._previous = codes
-        self.frames.append(codes)
+        self._n_steps += 1
+        condition = self._condition(state, embed, n_text)
+        codes, stop = self._model.talker.step(condition, self._talker, self._sampler)
         # Stopping counts only once the text is used up: no word is left out.
         self.stopped = not n_text and bool(stop.item() > STOP_PROBABILITY)
-        frames = model.codec.decode_step(codes[:, :, None], self._codec)
-        mel = model.config.mel
+        return self._heard(codes)
+
+    def _condition(self, state: Tensor, embed: Tensor, n_text: int) -> Tensor:
+        counts = torch.tensor([n_text], device=state.device)
+        return self._model.talker.condition(state, embed, counts, 1, self._voice)[:, 0]
+
+    def _heard(self, codes: Tensor | None) -> np.ndarray:
+        """The samples that a whole frame finishes."""
+        if codes is None:
+            return np.zeros(0, np.float32)
+        self.frames.append(codes)
+        mel = self._model.config.mel
+        frames = self._model.codec.decode_step(codes[:, :, None], self._codec)
         log_mel = frames.reshape(-1, mel.n_mels) * mel.std + mel.mean
-        return _samples(model.vocoder.step(log_mel, self._vocoder))
+        return _samples(self._model.vocoder.step(log_mel, self._vocoder))
 
 
 def _samples(pcm: Tensor) -> np.ndarray:

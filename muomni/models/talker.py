@@ -28,10 +28,26 @@ SampleFn = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class TalkerState:
-    """Streaming state: the caches of the backbone and, reused every frame, of the depth transformer."""
+    """Streaming state: the caches of the backbone and, reused every frame, of the depth transformer; the last codes."""
 
     backbone: KVCache
     depth: KVCache
+    first: torch.Tensor | None = None
+    """(B,) codebook 0 of the frame before, None at the first."""
+    frame: torch.Tensor | None = None
+    """(B, K) the last whole frame, None before there is one."""
+
+
+def delayed(codes: torch.Tensor, delay: int, *, fill: int = 0) -> torch.Tensor:
+    """Codes (B, K, T) -> (B, K, T + delay) as they are made: codebooks 1.. `delay` steps later, `fill` elsewhere."""
+    first, rest = codes[:, :1], codes[:, 1:]
+    return torch.cat([F.pad(first, (0, delay), value=fill), F.pad(rest, (delay, 0), value=fill)], dim=1)
+
+
+def undelayed(codes: torch.Tensor, delay: int) -> torch.Tensor:
+    """The inverse of `delayed`: (B, K, T + delay) -> (B, K, T)."""
+    n_frames = codes.shape[2] - delay
+    return torch.cat([codes[:, :1, :n_frames], codes[:, 1:, delay:]], dim=1)
 
 
 class DepthTransformer(nn.Module):
@@ -184,7 +200,11 @@ def summary(log_mel: torch.Tensor) -> torch.Tensor:
 
 
 class Talker(nn.Module):
-    """At frame t the input is the sum of frame t - 1's code vectors, projected (BOS at 0), and condition[t]."""
+    """At step t it chooses codebook 0 of frame t and the other codebooks of frame t - delay.
+
+    The input is condition[t] and what is known of the frames before, projected: the sum of the code vectors of the last
+    whole frame, and, with a delay, codebook 0 of the frame after it; BOS at step 0.
+    """
 
     def __init__(self, cfg: TalkerConfig, d_thinker: int, codec: CodecConfig, n_mels: int) -> None:
         """d_thinker: width of the unified space; n_mels: bands of the log-mel that a voice is told by."""
@@ -198,6 +218,7 @@ class Talker(nn.Module):
         self.codes = CodeSpace(codec)
         self.voices = Voices(cfg.n_voices, n_mels, d)
         self.from_latent = linear(codec.latent_dim, d)
+        self.from_first = linear(codec.latent_dim, d) if cfg.delay else None
         self.stack = Stack(
             d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
             d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
@@ -240,12 +261,10 @@ class Talker(nn.Module):
             heard, number = summary(log_mel.to(heard))[None], -1
         return self.voices(torch.tensor([number], device=heard.device), heard)
 
-    def forward(
-        self, codes: torch.Tensor, condition: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, codes: torch.Tensor, condition: torch.Tensor) -> dict[str, torch.Tensor]:
         """Teacher-forced training on padded clips.
 
-        codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T, d_model);
+        codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T + delay, d_model).
         Outputs behind a clip's end are meaningless and to be left out of the loss; attention is causal, so no
         frame of a clip sees them.
         Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and stop (B, T):
@@ -256,18 +275,45 @@ class Talker(nn.Module):
             raise ValueError(
                 f"codes: expected (B, {self.n_codebooks}, T) by CodecConfig, got {tuple(codes.shape)}."
             )
-        own = codes.transpose(1, 2)
-        latents = self.codes.latents(own.reshape(n_batch * n_frames, -1))
-        told = self.from_latent(latents[:, -1]).view(n_batch, n_frames, -1)
-        before = torch.cat([self.bos.expand(n_batch, 1, -1), told[:, :-1]], dim=1)
-        x = (before + condition).reshape(n_batch * n_frames, -1)
-        positions = torch.arange(n_frames, device=x.device).repeat(n_batch)
-        cu_seqlens = torch.arange(n_batch + 1, device=x.device, dtype=torch.int32) * n_frames
-        hidden = self.stack(x, *self._tables(positions), cu_seqlens, n_frames)
-        queries = torch.cat([self.query(hidden)[:, None], self.depth(hidden, latents[:, :-1])], dim=1)
+        n_steps, delay = n_frames + self.cfg.delay, self.cfg.delay
+        rows = F.pad(codes, (0, delay)).transpose(1, 2).reshape(n_batch * n_steps, -1)
+        positions = torch.arange(n_steps, device=codes.device).repeat(n_batch)
+        cu_seqlens = torch.arange(n_batch + 1, device=codes.device, dtype=torch.int32) * n_steps
+        out = self.packed(rows, rows, condition.flatten(0, 1), positions, cu_seqlens, n_steps)
+        return {name: value.unflatten(0, (n_batch, n_steps))[:, :n_frames] for name, value in out.items()}
+
+    def packed(
+        self,
+        codes: torch.Tensor,
+        told: torch.Tensor,
+        condition: torch.Tensor,
+        positions: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> dict[str, torch.Tensor]:
+        """Teacher-forced training on utterances one after another, each of its frames and `delay` steps more.
+
+        codes: (N, K) int64, of the frame of each step; told: (N, K), what later steps are told of it;
+        condition: (N, d_model); positions: (N,) int64, starting at 0 in every utterance; cu_seqlens, max_seqlen: of
+        steps. Returns what `forward` does, (N, K, latent_dim) and (N,); of the steps behind an utterance's last frame
+        it is meaningless.
+        """
+        latents = self.codes.latents(codes)
+        whole = self.from_latent(self.codes.latents(told)[:, -1])
+        at = positions[:, None]
+        zero = whole.new_zeros(())
+        before = torch.where(at == 0, self.bos.to(whole.dtype), zero)
+        if self.from_first is None:
+            before = torch.where(at >= 1, whole.roll(1, 0), before)
+        else:
+            first = self.from_first(self.codes.vectors(told[:, 0], 0))
+            before = before + torch.where(at >= 1, first.roll(1, 0), zero)
+            before = before + torch.where(at >= 2, whole.roll(2, 0), zero)
+        hidden = self.stack(before + condition, *self._tables(positions), cu_seqlens, max_seqlen)
+        rest = self.depth(hidden.roll(-self.cfg.delay, 0), latents[:, :-1])
         return {
-            "queries": queries.view(n_batch, n_frames, n_levels, -1),
-            "stop": self.stop(hidden).view(n_batch, n_frames),
+            "queries": torch.cat([self.query(hidden)[:, None], rest], dim=1),
+            "stop": self.stop(hidden)[:, 0],
         }
 
     def new_state(self, batch: int, max_frames: int) -> TalkerState:
@@ -276,7 +322,13 @@ class Talker(nn.Module):
         device, dtype = weight.device, weight.dtype
         return TalkerState(
             KVCache(
-                cfg.n_layers, batch, max_frames, cfg.n_kv_heads, cfg.head_dim, device=device, dtype=dtype
+                cfg.n_layers,
+                batch,
+                max_frames + cfg.delay,
+                cfg.n_kv_heads,
+                cfg.head_dim,
+                device=device,
+                dtype=dtype,
             ),
             KVCache(
                 cfg.depth_layers,
@@ -290,21 +342,43 @@ class Talker(nn.Module):
         )
 
     def step(
-        self, prev_codes: torch.Tensor | None, condition: torch.Tensor, state: TalkerState, sample: SampleFn
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One frame.
+        self, condition: torch.Tensor, state: TalkerState, sample: SampleFn
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """One step; moves the state on.
 
-        prev_codes: (B, K) of the frame before, None at the first; condition: (B, d_model) of this frame;
-        sample: chooses a code from logits (B, codebook_size). Returns codes (B, K) int64 and the probability
-        (B,) that this frame is the last. Raises ValueError when the state is full.
+        condition: (B, d_model) of this frame; sample: chooses a code from logits (B, codebook_size). Returns the codes
+        (B, K) int64 of the frame that is now whole, None at the first step with a delay, and the probability (B,) that
+        the frame of this step is the last. Raises ValueError when the state is full.
         """
-        before = self.bos if prev_codes is None else self.from_latent(self.codes.latents(prev_codes)[:, -1])
-        x = (before + condition)[:, None]
-        cache = state.backbone
-        hidden = self.stack.step(x, *self._tables(cache.lengths), cache)[:, 0]
+        hidden = self._hidden(condition, state)
         first = sample(self.codes.logits(self.query(hidden), 0))
-        codes = self.depth.step(hidden, first, self.codes, state.depth, sample)
-        return codes, self.stop(hidden)[:, 0].sigmoid()
+        whole, state.first = self._whole(hidden, first, state, sample), first
+        return whole, self.stop(hidden)[:, 0].sigmoid()
+
+    def drain(self, condition: torch.Tensor, state: TalkerState, sample: SampleFn) -> torch.Tensor | None:
+        """The frame that is not whole yet after the last step, (B, K); None where there is none."""
+        if not self.cfg.delay or state.first is None:
+            return None
+        return self._whole(self._hidden(condition, state), state.first, state, sample)
+
+    def _hidden(self, condition: torch.Tensor, state: TalkerState) -> torch.Tensor:
+        before = self.bos if state.first is None else torch.zeros_like(condition)
+        if self.from_first is not None and state.first is not None:
+            before = before + self.from_first(self.codes.vectors(state.first, 0))
+        if state.frame is not None:
+            before = before + self.from_latent(self.codes.latents(state.frame)[:, -1])
+        x = (before + condition)[:, None]
+        return self.stack.step(x, *self._tables(state.backbone.lengths), state.backbone)[:, 0]
+
+    def _whole(
+        self, hidden: torch.Tensor, first: torch.Tensor, state: TalkerState, sample: SampleFn
+    ) -> torch.Tensor | None:
+        """Codebooks 1.. of this step's frame, or with a delay of the one before."""
+        own = state.first if self.cfg.delay else first
+        if own is not None:
+            state.frame = self.depth.step(hidden, own, self.codes, state.depth, sample)
+            return state.frame
+        return None
 
     def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return rotary_tables(positions, head_dim=self.cfg.head_dim, theta=ROPE_THETA)

@@ -298,7 +298,11 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
         one = talker.Utterance(
             log_mel=torch.zeros(0, cfg.mel.n_mels), codes=codes, states=state, embeds=state, speaker=""
         )
-        return talker.collate([one] * n_clips, n_frames=n, n_items=n_items, longest=longest + 1)
+        delay = cfg.talker.delay
+        n_clips = min(n_items, n // (longest + delay))
+        return talker.collate(
+            [one] * n_clips, delay=delay, n_steps=n, n_items=n_items, longest=longest + 1 + delay
+        )
     longest, none = cfg.max_seq_len, torch.zeros(0, dtype=torch.int64)
     ids = torch.randint(cfg.thinker.vocab_size, (longest,))
     one = Document(

@@ -186,7 +186,7 @@ def test_command_writes_figures_and_a_page_that_needs_no_network(
     )
     page = (tmp_path / "speech.html").read_text()
     assert page.count("<audio") == 5
-    assert page.count('class="spectrogram"') == 4
+    assert page.count('class="spectrogram"') == 5
     assert 'src="http' not in page and "<script" not in page and "href=" not in page
     for cell in (cell for row in rows_of(shown) for cell in row):
         assert cell.replace("'", "&#x27;") in page

@@ -1,13 +1,14 @@
 """The Talker: step by step equals teacher forcing, causality, condition, gradients."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from muomni import recipes
-from muomni.models.talker import Talker
+from muomni.models.talker import Talker, delayed, undelayed
 from muomni.tokens import IGNORE_INDEX
 
 NANO = recipes.model("nano")
@@ -15,10 +16,10 @@ CODEC = dataclasses.replace(NANO.codec, codebook_size=32)
 CFG = dataclasses.replace(NANO.talker, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=64, n_layers=2)
 
 
-def _talker() -> tuple[Talker, torch.Tensor, torch.Tensor]:
+def _talker(delay: Literal[0, 1] = 1) -> tuple[Talker, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    talker = Talker(CFG, 48, CODEC, 5).eval()
-    return talker, torch.randint(0, 32, (2, 8, 9)), torch.randn(2, 9, 64)
+    talker = Talker(dataclasses.replace(CFG, delay=delay), 48, CODEC, 5).eval()
+    return talker, torch.randint(0, 32, (2, 8, 9)), torch.randn(2, 9 + delay, 64)
 
 
 def _logits(talker: Talker, out: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -27,55 +28,81 @@ def _logits(talker: Talker, out: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([talker.codes.logits(q, k) for k, q in enumerate(levels)], dim=2)
 
 
+@pytest.mark.parametrize("delay", [0, 1])
 @torch.no_grad()
-def test_steps_equal_the_teacher_forced_forward() -> None:
-    talker, codes, condition = _talker()
+def test_steps_equal_the_teacher_forced_forward(delay: Literal[0, 1]) -> None:
+    talker, codes, condition = _talker(delay)
     full = talker(codes, condition)
     logits = _logits(talker, full)
     assert logits.shape == (2, 9, 8, 32)
-    state, previous = talker.new_state(2, 9), None
-    for t in range(9):
+    state = talker.new_state(2, 9)
+    for t in range(9 + delay):
+        # In the order in which they are chosen: codebook 0 of this frame, then the others of the one that gets whole.
+        due = [(0, t)] * (t < 9) + [(level, t - delay) for level in range(1, 8)] * (t >= delay)
         seen: list[torch.Tensor] = []
 
-        def sample(logits: torch.Tensor, seen: list[torch.Tensor] = seen, t: int = t) -> torch.Tensor:
+        def sample(logits: torch.Tensor, seen: list[torch.Tensor] = seen, due: list = due) -> torch.Tensor:
             seen.append(logits)
-            return codes[:, len(seen) - 1, t]
+            level, frame = due[len(seen) - 1]
+            return codes[:, level, frame]
 
-        previous, stop = talker.step(previous, condition[:, t], state, sample)
-        assert torch.equal(previous, codes[:, :, t])
-        assert torch.allclose(torch.stack(seen, dim=1), logits[:, t], atol=1e-5)
-        assert torch.allclose(stop, full["stop"][:, t].sigmoid(), atol=1e-5)
+        if t < 9:
+            whole, stop = talker.step(condition[:, t], state, sample)
+            assert torch.allclose(stop, full["stop"][:, t].sigmoid(), atol=1e-5)
+        else:
+            whole = talker.drain(condition[:, t], state, sample)
+        assert len(seen) == len(due)
+        for found, (level, frame) in zip(seen, due, strict=True):
+            assert torch.allclose(found, logits[:, frame, level], atol=1e-5)
+        if t < delay:
+            assert whole is None
+        else:
+            assert whole is not None and torch.equal(whole, codes[:, :, t - delay])
+    assert delay or talker.drain(condition[:, -1], state, lambda logits: logits.argmax(-1)) is None
     with pytest.raises(ValueError, match="do not fit"):
-        talker.step(previous, condition[:, 0], state, lambda logits: logits.argmax(-1))
+        talker.step(condition[:, 0], state, lambda logits: logits.argmax(-1))
 
 
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_undelay_inverts_delay(delay: int) -> None:
+    codes = torch.randint(0, 1_000, (3, 8, 11))
+    late = delayed(codes, delay, fill=-1)
+    assert late.shape == (3, 8, 11 + delay) and torch.equal(undelayed(late, delay), codes)
+    assert torch.equal(late[:, 0, :11], codes[:, 0]) and torch.equal(late[:, 5, delay:], codes[:, 5])
+    assert (late == -1).sum() == 3 * 8 * delay
+
+
+@pytest.mark.parametrize("delay", [0, 1])
 @torch.no_grad()
-def test_logits_depend_on_earlier_frames_and_lower_codebooks_only() -> None:
-    talker, codes, condition = _talker()
+def test_codes_depend_on_those_made_before_them_and_no_others(delay: Literal[0, 1]) -> None:
+    talker, codes, condition = _talker(delay)
     before = _logits(talker, talker(codes, condition))
-    changed = codes.clone()
-    changed[:, 3, 5] = (codes[:, 3, 5] + 1) % 32
-    moved = (_logits(talker, talker(changed, condition)) - before).abs().amax((0, 3)) > 1e-6
-    expected = torch.zeros(9, 8, dtype=torch.bool)
-    expected[5, 4:] = True
-    expected[6:] = True
-    assert torch.equal(moved, expected)
+    for level, frame in ((3, 5), (0, 5)):
+        changed = codes.clone()
+        changed[:, level, frame] = (codes[:, level, frame] + 1) % 32
+        moved = (_logits(talker, talker(changed, condition)) - before).abs().amax((0, 3)) > 1e-6
+        # The step in which each code is made; the other codes of its own frame see it where they come after it.
+        made = torch.arange(9)[:, None] + delay * (torch.arange(8) > 0)
+        expected = made > made[frame, level]
+        expected[frame, level + 1 :] = True
+        assert torch.equal(moved, expected), (level, frame)
 
 
 @torch.no_grad()
-def test_condition_of_a_frame_reaches_that_frame_and_later_ones() -> None:
+def test_condition_of_a_frame_reaches_that_step_and_later_ones() -> None:
     talker, codes, condition = _talker()
     before = _logits(talker, talker(codes, condition))
     condition[:, 4] += 1.0
-    moved = (_logits(talker, talker(codes, condition)) - before).abs().amax((0, 2, 3)) > 1e-6
-    assert moved.tolist() == [False] * 4 + [True] * 5
+    moved = (_logits(talker, talker(codes, condition)) - before).abs().amax((0, 3)) > 1e-6
+    assert moved[:, 0].tolist() == [False] * 4 + [True] * 5
+    assert moved[:, 1:].all(1).tolist() == moved[:, 1:].any(1).tolist() == [False] * 3 + [True] * 6
 
 
 @torch.no_grad()
 def test_rows_of_a_batch_do_not_see_each_other() -> None:
     talker, codes, condition = _talker()
     both = _logits(talker, talker(codes, condition))
-    alone = _logits(talker, talker(codes[1:, :, :6], condition[1:, :6]))
+    alone = _logits(talker, talker(codes[1:, :, :6], condition[1:, :7]))
     assert torch.allclose(both[1:, :6], alone, atol=1e-5)
 
 
@@ -124,7 +151,7 @@ def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
 def test_every_parameter_gets_a_gradient() -> None:
     talker, codes, _ = _talker()
     voice = talker.voices(torch.tensor([1, -1]), torch.randn(2, 10))
-    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 9, voice)
+    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 10, voice)
     out = talker(codes, told)
     loss, count = talker.codes.cross_entropy(out["queries"], codes.transpose(1, 2))
     ((loss / count).sum() + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()

@@ -78,10 +78,11 @@ def _talker(stage: Any, model: torch.nn.Module) -> Outputs:
     made = stage.utterances("train")
 
     def outputs(chosen: list[int]) -> list[torch.Tensor]:
-        batch = talker.collate([made[i] for i in chosen], n_frames=256, n_items=6, longest=129)
+        batch = talker.collate([made[i] for i in chosen], delay=1, n_steps=256, n_items=6, longest=130)
         out = stage.forward(model, batch)
         values = torch.cat([out["queries"].flatten(1), out["stop"][:, None]], dim=1)
-        return _cut(values, batch.cu_seqlens, len(chosen))
+        # The step behind its last frame says nothing.
+        return [own[:-1] for own in _cut(values, batch.cu_seqlens, len(chosen))]
 
     return outputs
 

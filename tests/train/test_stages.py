@@ -246,7 +246,7 @@ def _halves(stage: Any) -> tuple[Any, list[Any]]:
     else:
         from muomni.train.stages.talker import collate
 
-        made = [collate(stage.utterances("train")[a:b]) for a, b in ((0, 4), (0, 2), (2, 4))]
+        made = [collate(stage.utterances("train")[a:b], delay=1) for a, b in ((0, 4), (0, 2), (2, 4))]
     return made[0], made[1:]
 
 

@@ -236,7 +236,7 @@ def test_packed_talker_is_the_padded_one(trained: Path, small_run: SmallRun) -> 
     assert isinstance(stage, TalkerStage)
     model.eval()
     talker, made = part(model, "talker", Talker), stage.utterances("train")[:4]
-    batch = collate(made, n_frames=250, n_items=6, longest=129)
+    batch = collate(made, delay=1, n_steps=250, n_items=6, longest=130)
     out = stage.forward(model, batch)
     for i, utterance in enumerate(made):
         n_frames = utterance.codes.shape[1]
@@ -244,11 +244,11 @@ def test_packed_talker_is_the_padded_one(trained: Path, small_run: SmallRun) -> 
             utterance.states[None],
             utterance.embeds[None],
             torch.tensor([len(utterance.states)]),
-            n_frames,
+            n_frames + 1,
             talker.voice(utterance.speaker),
         )
         alone = talker(utterance.codes[None], condition)
-        place = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]))
+        place = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]) - 1)
         for key, value in alone.items():
             torch.testing.assert_close(out[key][place], value[0], rtol=1e-4, atol=1e-5)
         assert batch.is_last[place].tolist() == [False] * (n_frames - 1) + [True]
@@ -283,7 +283,8 @@ def _with_room(stage: Any) -> list[Any]:
         return [stage.collate(mels, texts, capacity=n) for n in (128, 512)]
     if stage.name == "talker":
         return [
-            collate(stage.utterances("train")[:3], n_frames=n, n_items=6, longest=129) for n in (128, 300)
+            collate(stage.utterances("train")[:3], delay=1, n_steps=n, n_items=6, longest=130)
+            for n in (128, 300)
         ]
     first = {e.task: e for e in reversed(stage.examples("train"))}
     chosen = [first[task] for task in ("name spoken", "transcribe", "say")]

@@ -84,20 +84,24 @@ def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: P
     voice = talker.voices(
         torch.tensor([chosen.voice], device=device), torch.zeros(1, 2 * mel.n_mels, device=device)
     )
-    told = talker.condition(states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES, voice)
+    told = talker.condition(
+        states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES + talker.cfg.delay, voice
+    )
     draw = generator(stage.run.seed, 4)
 
     def sample(logits: torch.Tensor) -> torch.Tensor:
         shares = (logits.float() / TEMPERATURE).softmax(-1).cpu()
         return torch.multinomial(shares, 1, generator=draw)[:, 0].to(device)
 
-    state, previous = talker.new_state(1, MAX_FRAMES), None
-    frames: list[torch.Tensor] = []
+    state = talker.new_state(1, MAX_FRAMES)
+    made: list[torch.Tensor | None] = []
     for t in range(MAX_FRAMES):
-        previous, stop = talker.step(previous, told[:, t], state, sample)
-        frames.append(previous)
+        frame, stop = talker.step(told[:, t], state, sample)
+        made.append(frame)
         if t >= n_text and float(stop) > STOP_PROBABILITY:
             break
+    made.append(talker.drain(told[:, len(made)], state, sample))
+    frames = [frame for frame in made if frame is not None]
     said = codec.decode(torch.stack(frames, dim=2))[0].reshape(-1, mel.n_mels)
     recorded = chosen.log_mel[: MAX_FRAMES * stage.config.codec.factor]
     write_spectrograms(folder / "spectrogram.png", [recorded, said], mel)

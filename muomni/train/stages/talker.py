@@ -58,12 +58,13 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class SpokenBatch(Batch):
-    """Utterances one after another; N frames, the same number in every training batch."""
+    """Utterances one after another; N steps, the same number in every training batch: a step for each frame, and
+    `delay` more behind the last one of an utterance, in which its last frame becomes whole."""
 
     codes: torch.Tensor
-    """(N, K) int64, 0 behind the last utterance."""
+    """(N, K) int64 of the frame of each step, 0 where there is none."""
     labels: torch.Tensor
-    """(N, K) int64: the codes, IGNORE_INDEX behind the last utterance."""
+    """(N, K) int64: the codes, IGNORE_INDEX where there is no frame."""
     told: torch.Tensor
     """(N, K) int64: the codes as the frame after each is told of them, some of them replaced."""
     voice: torch.Tensor
@@ -87,7 +88,9 @@ class SpokenBatch(Batch):
     max_seqlen: int
     """Longest utterance there may be, frames."""
     n_frames: int = field(metadata=HOST)
-    """Frames that are not padding."""
+    """Frames."""
+    n_steps: int = field(metadata=HOST)
+    """Steps that are not padding."""
 
 
 class TalkerStage(StageBase):
@@ -250,7 +253,7 @@ class TalkerStage(StageBase):
         """Utterances packed by frames."""
         if split not in self._orders:
             # A later start may take one frame more.
-            lengths = [u.codes.shape[1] + 1 for u in self.utterances(split)]
+            lengths = [u.codes.shape[1] + 1 + self.config.talker.delay for u in self.utterances(split)]
             self._orders[split] = Order(
                 lengths, capacity=max(self.run.train.batch_tokens, max(lengths)),
                 n_items=self.run.train.batch_items, seed=self.run.seed, shuffle=split == "train",
@@ -266,10 +269,16 @@ class TalkerStage(StageBase):
             draw = generator(self.run.seed, 3, position)
             chosen = self.noisy(self.voiced(self.varied(chosen, draw), draw), position, draw)
         own = dict(zip(row, chosen, strict=True))
-        (n_frames,), n_items = order.room(parts)
-        longest = self.config.max_audio_tokens + 1
+        (n_steps,), n_items = order.room(parts)
+        longest = self.config.max_audio_tokens + 1 + self.config.talker.delay
         return [
-            collate([own[i] for i in piece], n_frames=n_frames, n_items=n_items, longest=longest)
+            collate(
+                [own[i] for i in piece],
+                delay=self.config.talker.delay,
+                n_steps=n_steps,
+                n_items=n_items,
+                longest=longest,
+            )
             for piece in order.pieces(row, parts)
         ]
 
@@ -278,8 +287,9 @@ class TalkerStage(StageBase):
         made, order = self.utterances(split), self.order(split)
         for row in order.epoch(0):
             yield collate(
-                [made[i] for i in row], n_frames=int(order.capacity[0]), n_items=order.n_items,
-                longest=self.config.max_audio_tokens + 1,
+                [made[i] for i in row], delay=self.config.talker.delay, n_steps=int(order.capacity[0]),
+                n_items=order.n_items,
+                longest=self.config.max_audio_tokens + 1 + self.config.talker.delay,
             )  # fmt: skip
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
@@ -289,18 +299,14 @@ class TalkerStage(StageBase):
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
         """Queries of codes (N, K, latent_dim) and logits of stopping (N,): `Talker.forward`, packed."""
         talker = part(model, "talker", Talker)
-        latents = talker.codes.latents(batch.codes)
-        told = talker.from_latent(talker.codes.latents(batch.told)[:, -1])
-        before = torch.where((batch.positions == 0)[:, None], talker.bos.to(told.dtype), told.roll(1, 0))
         text = talker.from_state(batch.states) + talker.from_embed(batch.embeds)
         voice = talker.voices(batch.voice, batch.heard)
         condition = (
             torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype)) + voice[batch.utterance]
         )
-        tables = talker._tables(batch.positions)
-        hidden = talker.stack(before + condition, *tables, batch.cu_seqlens, batch.max_seqlen)
-        queries = torch.cat([talker.query(hidden)[:, None], talker.depth(hidden, latents[:, :-1])], dim=1)
-        return {"queries": queries, "stop": talker.stop(hidden)[:, 0]}
+        return talker.packed(
+            batch.codes, batch.told, condition, batch.positions, batch.cu_seqlens, batch.max_seqlen
+        )
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the codes; summed binary cross entropy of stopping."""
@@ -313,8 +319,8 @@ class TalkerStage(StageBase):
         return {"code": code.sum(), "stop": stop}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
-        """Code frames that are not padding, and all."""
-        return batch.n_frames, len(batch.codes)
+        """Steps that are not padding, and all."""
+        return batch.n_steps, len(batch.codes)
 
     def evaluate(self, model: nn.Module, split: Split) -> list[Figure]:
         """Code loss against unigrams and against another item's text; see talker_figures."""
@@ -326,42 +332,47 @@ class TalkerStage(StageBase):
 
 
 def collate(
-    made: list[Utterance], *, n_frames: int | None = None, n_items: int | None = None, longest: int = 0
+    made: list[Utterance],
+    *,
+    delay: int,
+    n_steps: int | None = None,
+    n_items: int | None = None,
+    longest: int = 0,
 ) -> SpokenBatch:
-    """Lay utterances one after another into n_frames frames, by default as many as they have.
+    """Lay utterances one after another into n_steps steps, by default as many as they take.
 
-    Text positions behind an utterance's last frame are cut. Raises ValueError when they do not fit.
+    delay: steps that each takes beyond its frames (TalkerConfig.delay). Text positions behind an utterance's last frame
+    are cut. Raises ValueError when they do not fit.
     """
-    lengths = [u.codes.shape[1] for u in made]
+    lengths = [u.codes.shape[1] + delay for u in made]
     used, longest = sum(lengths), max(longest, *lengths)
-    total = used if n_frames is None else n_frames
+    total = used if n_steps is None else n_steps
     cu_seqlens = cumulative(lengths, n_max=n_items or len(made), total=total, longest=longest)
     n_levels, width = made[0].codes.shape[0], made[0].states.shape[1]
-    codes = torch.zeros(total, n_levels, dtype=torch.int64)
-    told = torch.zeros(total, n_levels, dtype=torch.int64)
+    codes, told = (torch.zeros(total, n_levels, dtype=torch.int64) for _ in range(2))
     states, embeds = torch.zeros(total, width), torch.zeros(total, width)
-    is_text, is_last = torch.zeros(total, dtype=torch.bool), torch.zeros(total, dtype=torch.bool)
+    is_frame, is_text, is_last = (torch.zeros(total, dtype=torch.bool) for _ in range(3))
+    n_rooms, n_heard = n_items or len(made), 2 * made[0].log_mel.shape[1]
+    voice, heard = torch.zeros(n_rooms, dtype=torch.int64), torch.zeros(n_rooms, n_heard)
     start = 0
-    for utterance, length in zip(made, lengths, strict=True):
-        codes[start : start + length] = utterance.codes.T
-        told[start : start + length] = (utterance.noise if utterance.noise.numel() else utterance.codes).T
-        n_text = min(len(utterance.states), length)
+    for i, (utterance, length) in enumerate(zip(made, lengths, strict=True)):
+        end = start + length - delay
+        codes[start:end] = utterance.codes.T
+        told[start:end] = (utterance.noise if utterance.noise.numel() else utterance.codes).T
+        n_text = min(len(utterance.states), end - start)
         states[start : start + n_text] = utterance.states[:n_text]
         embeds[start : start + n_text] = utterance.embeds[:n_text]
         is_text[start : start + n_text] = True
+        is_frame[start:end] = is_last[end - 1] = True
+        voice[i] = utterance.voice
+        if utterance.heard.numel():
+            heard[i] = utterance.heard
         start += length
-        is_last[start - 1] = True
-    positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff())
-    labels = codes.masked_fill((torch.arange(total) >= used)[:, None], IGNORE_INDEX)
-    n_rooms, n_heard = n_items or len(made), 2 * made[0].log_mel.shape[1]
-    voice, heard = torch.zeros(n_rooms, dtype=torch.int64), torch.zeros(n_rooms, n_heard)
-    for i, own in enumerate(made):
-        voice[i] = own.voice
-        if own.heard.numel():
-            heard[i] = own.heard
-    segments = torch.arange(len(cu_seqlens) - 1).clamp(max=n_rooms - 1)
+    sizes = cu_seqlens.diff()
+    positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(sizes)
+    segments = torch.arange(len(sizes)).clamp(max=n_rooms - 1)
     return SpokenBatch(
-        codes=codes, labels=labels, told=told, voice=voice, heard=heard,
-        utterance=segments.repeat_interleave(cu_seqlens.diff()), states=states, embeds=embeds, is_text=is_text,
-        is_last=is_last, positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used,
+        codes=codes, labels=codes.masked_fill(~is_frame[:, None], IGNORE_INDEX), told=told, voice=voice, heard=heard,
+        utterance=segments.repeat_interleave(sizes), states=states, embeds=embeds, is_text=is_text, is_last=is_last,
+        positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used - delay * len(made), n_steps=used,
     )  # fmt: skip

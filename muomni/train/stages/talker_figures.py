@@ -55,7 +55,7 @@ def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tu
     nats = codes = 0.0
     stops: list[int] = []
     for utterance in made:
-        batch = to_device(collate([utterance]), device)
+        batch = to_device(collate([utterance], delay=stage.config.talker.delay), device)
         out = stage.forward(model, batch)
         nats += float(talker.codes.cross_entropy(out["queries"], batch.labels)[0].sum())
         codes += batch.labels.numel()
