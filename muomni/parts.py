@@ -174,8 +174,8 @@ class TalkerConfig:
     """Heads of the depth transformer."""
     depth_d_ff: int
     """Hidden width of the depth transformer's SwiGLU."""
-    delay: Literal[0, 1] = 1
-    """Frames by which codebooks 1.. of a frame come after its codebook 0 (acoustic delay)."""
+    delay: int = 1
+    """Frames by which codebooks 1.. of a frame come after its codebook 0 (acoustic delay): 0 or 1."""
     n_voices: int = 16
     """Speakers with an embedding of their own: the most frequent of the training recordings."""
     dropout: float = 0.1
