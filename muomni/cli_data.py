@@ -197,7 +197,7 @@ def stats(
     left_out = {kind: n for kind, n in getattr(source, "left_out", {}).items() if n}
     if left_out:
         said = ", ".join(f"{n:,} of {kind}" for kind, n in left_out.items())
-        print(f"left out of training as near duplicates of held-out items: {said}")
+        print(f"left out as near duplicates of held-out items: {said}")
 
 
 def _source(names: str, root: Path | None) -> Any:

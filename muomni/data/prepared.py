@@ -27,7 +27,12 @@ from muomni.errors import UserError
 FORMAT = 1
 """Of a prepared set on disk."""
 MANIFEST = "manifest.json"
-HELD_OUT: tuple[Split, ...] = ("validation", "test")
+HELD_FROM: dict[Split, tuple[Split, ...]] = {
+    "train": ("validation", "test"),
+    "validation": ("test",),
+    "test": (),
+}
+"""Splits whose items, and near duplicates of them, a split must not have."""
 
 
 class PreparedDataError(UserError, RuntimeError):
@@ -99,7 +104,7 @@ def verify(folder: Path) -> int:
 
 
 class Prepared(Source):
-    """Several prepared sets as one; a training item that is nearly a held-out one of any of them is left out."""
+    """Several prepared sets as one; an item that is nearly one of a split it is held from, in any set, is left out."""
 
     admitted = True
 
@@ -114,7 +119,7 @@ class Prepared(Source):
             except (OSError, ValueError) as error:
                 raise PreparedDataError(f"{folder}: {error}; prepare the set again.") from None
         self.left_out = dict.fromkeys(KINDS, 0)
-        """Training items of each kind that are near duplicates of held-out ones."""
+        """Items of each kind that are near duplicates of those of a split they are held from."""
         self._kept: dict[tuple[Kind, Split], list[np.ndarray]] = {}
         self._items: dict[tuple[Kind, Split], list[Item]] = {}
         self._places: dict[str, tuple[int, int]] = {}
@@ -123,11 +128,11 @@ class Prepared(Source):
         """Row numbers of each set, near duplicates left out."""
         if (kind, split) not in self._kept:
             rows = [index.rows(kind, split) for index in self._indices]
-            if split == "train":
-                held = self._fingerprints([kind], HELD_OUT)
+            if HELD_FROM[split]:
+                held = self._fingerprints([kind], HELD_FROM[split])
                 # The same thing drawn in another set looks different.
                 names = (
-                    {self._name(item) for held_out in HELD_OUT for item in self.pictures(held_out)}
+                    {self._name(item) for held_out in HELD_FROM[split] for item in self.pictures(held_out)}
                     if kind == "pictures"
                     else set()
                 )

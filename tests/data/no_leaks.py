@@ -14,6 +14,7 @@ import numpy as np
 from muomni.data.items import KINDS, SPLITS, Split
 from muomni.data.prepared import Prepared, folders
 
+LISTED = Path(__file__).resolve().parents[1] / "golden" / "held_out_speech.tsv"
 SPOKEN_FROM_CONVERSATIONS = ("hibari", "flite")
 """Voices that say sentences of the conversations; recorded prompts may happen to be said in one, too."""
 
@@ -62,6 +63,9 @@ def main(root: Path, names: str) -> int:
         prints = {split: np.unique(source.fingerprints(kind, split)) for split in SPLITS}
         same = np.intersect1d(prints["train"], np.union1d(prints["validation"], prints["test"]))
         bad += [f"{kind}: {len(same)} fingerprints of training are held out"] if len(same) else []
+    listed = {line.partition("\t")[2] for line in LISTED.read_text(encoding="utf-8").splitlines()}
+    trained = {item.text for item in source.speech("train")} & listed
+    bad += [f"heard in train, listed as held out: {text}" for text in sorted(trained)]
     n_things = {split: len(found[split]) for split in SPLITS}
     print(
         f"leaks: {len(bad)} among {n_things} sentences, texts, labels and {sum(map(len, said.values()))} read"
