@@ -84,7 +84,9 @@ class ModelConfig:
             f"vision.n_image_tokens: expected 1 or k * k + 1 with k dividing {side}, "
             f"got {self.vision.n_image_tokens}.",
         )
-        _require(self.talker.delay in (0, 1), f"talker.delay: expected 0 or 1 frame, got {self.talker.delay}.")
+        _require(
+            self.talker.delay in (0, 1), f"talker.delay: expected 0 or 1 frame, got {self.talker.delay}."
+        )
         _require(
             self.audio.factor == self.codec.factor,
             f"codec.factor: expected audio.factor {self.audio.factor} (one frame rate), got {self.codec.factor}.",

@@ -30,7 +30,7 @@ def small_model() -> ModelConfig:
         talker=replace(
             nano.talker, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=64, depth_d_ff=64
         ),
-        vocoder=replace(nano.vocoder, d_model=64, n_layers=1, d_ff=64, d_discriminator=2, adversarial_from=0.5),
+        vocoder=replace(nano.vocoder, d_model=64, n_layers=1, d_ff=64, d_discriminator=2, adversarial_from=0.0),
     )  # fmt: skip
 
 

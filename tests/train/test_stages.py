@@ -122,7 +122,7 @@ NEAR_ZERO = {
     "audio": 0.1,
     "vision": 0.1,
     "codec": 0.12,
-    "vocoder": 0.15,
+    "vocoder": 0.2,
     "omni": 0.1,
     "talker": 0.3,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from muomni.config import RunConfig
 from muomni.data.audio import log_mel, normalise, stack_frames
-from muomni.data.batch import HOST, Batch
+from muomni.data.batch import Batch
 from muomni.data.items import Item, QuestionItem, SpeechItem, Split
 from muomni.data.usable import Usable
 from muomni.errors import UserError
@@ -43,7 +43,7 @@ class WaveBatch(Batch):
     """(B, T * factor * hop_length) float32: what they are the log-mel of."""
     coded: torch.Tensor
     """(B,) bool: whether the vocoder is given the codec's copy, every second crop."""
-    adversarial: bool = field(metadata=HOST)
+    adversarial: bool
     """Whether the discriminators take part yet."""
 
 
@@ -53,6 +53,8 @@ class VocoderStage(StageBase):
     name = "vocoder"
     parents = ("codec",)
     saved = ("vocoder", "discriminators")
+    # A recorded step could not take the discriminators in later; whether torch.stft can be recorded no GPU has told yet.
+    capturable = False
 
     def __init__(self, run: RunConfig) -> None:
         """Without discriminators there is one phase."""
@@ -62,8 +64,6 @@ class VocoderStage(StageBase):
         if share < 1:
             self.phases += ("discriminator",)
             self.weights |= {"fooled": 0.05, "features": 0.1, "judged": 1.0}
-        # A recorded step cannot change what it computes.
-        self.capturable = share >= 1 or share <= 0
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The codec, frozen; a new vocoder, with discriminators where they take part."""
