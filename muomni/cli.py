@@ -93,7 +93,7 @@ def train(
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = (),
     settings: Settings = (),
 ) -> None:
-    """Train one stage, or all of them in order; a finished stage with the same settings is reused.
+    """Train one stage, or all that the size needs in order; a finished stage with the same settings is reused.
 
     With torchrun, processes share the work: `torchrun --nproc-per-node 2 -m -- muomni train ...`.
 
@@ -106,16 +106,15 @@ def train(
         graph: Steps replayed as CUDA graphs; auto: on CUDA, where the stage allows it.
         track: Trackers that are told every row; wandb stays offline unless WANDB_MODE says otherwise.
     """
-    from muomni.config import STAGES
     from muomni.demo import train_stage
-    from muomni.recipes import recipe
+    from muomni.recipes import recipe, stages
     from muomni.settings import override
     from muomni.train.world import Joined
 
     own = [f"seed={seed}", f"data={data}", f"train.compile={compile}", f"train.graph={graph}"]
     with Joined() as world:
         console = _console(quiet=not world.main)
-        for name in STAGES if stage == "all" else (stage,):
+        for name in stages(size) if stage == "all" else (stage,):
             config = override(recipe(size, name), [*own, *settings])
             result = train_stage(config, run or Path("runs", size), console=console, track=track)
             if world.main:

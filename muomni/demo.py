@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from muomni.config import STAGES, RunConfig
+from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames, denormalise, log_mel
 from muomni.data.items import PictureItem
@@ -28,7 +28,7 @@ from muomni.infer.session import Session, load
 from muomni.models.omni import parameter_table
 from muomni.plot import line_plot
 from muomni.progress import bar, training
-from muomni.recipes import recipe, shortened
+from muomni.recipes import recipe, shortened, stages
 from muomni.train import checkpoint, metrics
 from muomni.train.loop import Result, train
 from muomni.train.stages import stage
@@ -64,7 +64,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
     started, device = time.perf_counter(), device_name()
     root = out / "model"
     root.mkdir(parents=True, exist_ok=True)
-    for name in STAGES:
+    for name in stages(size):
         run = shortened(size, name) if short else recipe(size, name)
         train_stage(dataclasses.replace(run, seed=seed), root, console=console)
     measured = measure(root, console=console)
@@ -73,18 +73,18 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
     torch.set_num_threads(1)
     session = load(root)
     turn, timings = omni_turn(session, out)
-    records = {name: checkpoint.read_record(root / name) or {} for name in STAGES}
+    records = {name: checkpoint.read_record(root / name) or {} for name in stages(size)}
     seconds = {name: float(record.get("seconds", 0.0)) for name, record in records.items()}
     seconds |= {"evaluation": sum(measured["seconds"].values()), "this call": time.perf_counter() - started}
     parts = [(name, f"{count:,}") for name, count in parameter_table(session.config)]
     page = Report(
         title=f"muomni {size}: an omni model trained from scratch",
         lead=f"Every part below was trained from random weights on {device} in "
-        f"{sum(v for k, v in seconds.items() if k in STAGES) / 60:.1f} minutes, on the recordings, pictures and "
+        f"{sum(v for k, v in seconds.items() if k in records) / 60:.1f} minutes, on the recordings, pictures and "
         "texts that come with the package. Everything shown was held out from training.",
         turn=turn,
         figures=figures,
-        curves={name: curve(root / name) for name in STAGES},
+        curves={name: curve(root / name) for name in records},
         sections=examples(session),
         tables={
             "Parameters": [("part", "parameters"), *parts],
@@ -111,7 +111,7 @@ def run_demo(out: Path, *, size: str, seed: int, short: bool, console: Console) 
 
 def measure(root: Path, *, console: Console) -> dict[str, Any]:
     """Held-out figures of the run, measured again only when a stage changed."""
-    state = {name: checkpoint.manifest_hash(root / name) for name in STAGES}
+    state = {path.name: checkpoint.manifest_hash(path) for path in sorted(root.iterdir()) if path.is_dir()}
     path = root / "evaluation.json"
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))

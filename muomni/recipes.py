@@ -142,6 +142,16 @@ _SCALED: dict[str, tuple[TrainConfig, OptimConfig]] = {
 }
 
 
+LEFT_OUT: dict[str, tuple[str, ...]] = {"nano": ("vocoder",)}
+"""Stages that a size's complete run does without: what minutes of a CPU make of the vocoder sounds worse than
+Griffin-Lim, which needs no training (docs/speech.md)."""
+
+
+def stages(size: str) -> tuple[str, ...]:
+    """The stages of a size's complete run, in training order."""
+    return tuple(stage for stage in STAGES if stage not in LEFT_OUT.get(size, ()))
+
+
 def model(size: str) -> ModelConfig:
     """The ModelConfig of a size. Raises ConfigError for a size that does not exist."""
     if size not in _MODELS:

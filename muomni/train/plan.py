@@ -27,12 +27,12 @@ from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
 from muomni.models.discriminators import Discriminators
 from muomni.models.fuse import Projector
+from muomni.models.spectral import SpectralDistance
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
 from muomni.models.vision import ContrastModel, VisionEncoder
 from muomni.models.vocoder import Vocoder
 from muomni.train.optim import Optimizer
-from muomni.train.spectral import SpectralDistance
 from muomni.train.stage import Parts, freeze
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages import talker, vision, vocoder

@@ -10,7 +10,7 @@ import torch
 from muomni.config import RunConfig
 from muomni.data import embedded
 from muomni.data.audio import audio_frames
-from muomni.train.spectral import RESOLUTIONS, SpectralDistance
+from muomni.models.spectral import RESOLUTIONS, SpectralDistance
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages.vocoder import VocoderStage
 from muomni.train.step import Step

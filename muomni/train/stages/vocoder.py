@@ -19,9 +19,9 @@ from muomni.errors import UserError
 from muomni.models.codec import Codec
 from muomni.models.discriminators import Discriminators
 from muomni.models.griffin_lim import GriffinLim
+from muomni.models.spectral import SpectralDistance
 from muomni.models.vocoder import Vocoder
 from muomni.train.samples import spread
-from muomni.train.spectral import SpectralDistance
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.spoken_samples import vocoder_samples
 
@@ -53,7 +53,7 @@ class VocoderStage(StageBase):
     name = "vocoder"
     parents = ("codec",)
     saved = ("vocoder", "discriminators")
-    # A recorded step could not take the discriminators in later; whether torch.stft can be recorded no GPU has told yet.
+    # A recorded step could not take the discriminators in later; whether torch.stft records well no GPU has told yet.
     capturable = False
 
     def __init__(self, run: RunConfig) -> None:
