@@ -4,11 +4,13 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni import recipes
 from muomni.config import SIZES, STAGES, RunConfig, TokenBudgetError
+from muomni.data.audio import audio_frames, log_mel, normalise
 from muomni.settings import ConfigError, from_dict, override, to_dict
 
 
@@ -101,3 +103,13 @@ def test_a_picture_is_one_token_and_a_clip_at_most_a_quarter() -> None:
         assert config.max_audio_samples == 163_840
         assert config.frame_rate == 12.5
         assert config.mel.frame_rate == 100.0
+
+
+def test_all_stages_of_all_sizes_have_one_definition_of_the_mel() -> None:
+    """And the front end's defaults are that one: no stage can see another spectrogram than the others."""
+    mels = {recipes.recipe(size, stage).model.mel for size in SIZES for stage in STAGES}
+    assert len(mels) == 1
+    wave = torch.randn(4_000)
+    model = recipes.model("nano")
+    rows = audio_frames(wave, model.mel, factor=model.codec.factor).reshape(-1, model.mel.n_mels)[:25]
+    assert torch.equal(rows, normalise(log_mel(wave, model.mel), model.mel))

@@ -22,12 +22,16 @@ from muomni.metrics.stft import multi_resolution_distance
 
 N_WORDS = (3, 30)
 """Words of a sentence that is judged: recognisers guess at shorter ones, and the goals are for these."""
+WITHIN = 0.5
+"""Seconds by which speech may end before or after the recording."""
 Better = Literal["lower", "higher"]
 METRICS: dict[str, tuple[str, str, Better]] = {
     "cer": ("character error rate", "errors/character", "lower"),
     "wer": ("word error rate", "errors/word", "lower"),
     "mos": ("predicted opinion score", "1 to 5", "higher"),
     "speaker": ("speaker similarity to the recording", "cosine", "higher"),
+    "other_voice": ("speaker similarity to it, said by another voice", "cosine", "lower"),
+    "ends": (f"ends within {WITHIN} s of the recording", "share", "higher"),
     "stft": ("multi-resolution STFT distance", "nepers and ratio", "lower"),
     "same_speaker": ("similarity to another recording of the speaker", "cosine", "higher"),
     "other_speaker": ("similarity to a recording of another speaker", "cosine", "lower"),
@@ -139,10 +143,18 @@ def listen(
         takes: dict[str, list[tuple[int | None, np.ndarray]]] = {
             name: [(None, path(original))] for name, path in paths.items()
         }
-        voice = item.speaker if item.speaker in session.voices else None
+        voice, other = _voices(session, item.speaker)
         takes[SAY] = [(seed, session.say(item.text, voice=voice, seed=seed)) for seed in seeds]
+        near = [
+            abs(len(said) - len(original)) <= WITHIN * session.config.mel.sample_rate
+            for _, said in takes[SAY]
+        ]
+        tally.note(SAY, "ends", np.mean(near))
         if panel.voice is not None:
             voices.append(panel.voice(original))
+            if other is not None:
+                said = panel.voice(session.say(item.text, voice=other, seed=seeds[0]))
+                tally.note(SAY, "other_voice", said @ voices[-1])
         heard.append([])
         for name, sounds in takes.items():
             waveforms = [waveform for _, waveform in sounds]
@@ -170,6 +182,15 @@ def listen(
         for name in (*paths, SAY) for metric in METRICS if (name, metric) in tally.sums
     ]  # fmt: skip
     return Listening(figures=figures, items=items, heard=heard)
+
+
+def _voices(session: Session, speaker: str) -> tuple[str | None, str | None]:
+    """The speaker's voice and the next one; None where there is none."""
+    known = session.voices
+    if speaker not in known:
+        return None, None
+    other = known[(known.index(speaker) + 1) % len(known)]
+    return speaker, other if other != speaker else None
 
 
 class _Tally:

@@ -105,6 +105,7 @@ def test_figures_are_those_of_a_listener_who_always_hears_the_same(session: Sess
         mos=lambda waveform: 3.5,
         voice=lambda waveform: np.array([0.6, 0.8], np.float32),
     )
+    session.engine.model.talker.voices.name(["a", "b"])
     result = listen(session, Tones(), panel, n=10, seeds=(0, 1))
     # Two words, 31 words and another language are left out.
     assert [item.text for item in result.items] == ["one two three", "four five six seven", "nine ten eleven"]
@@ -117,6 +118,10 @@ def test_figures_are_those_of_a_listener_who_always_hears_the_same(session: Sess
     assert figures[SAY, "wer"].seeds == (0, 1)
     assert figures[CODEC, "speaker"].value == pytest.approx(1)
     assert figures[ORIGINAL, "same_speaker"].n == 2
+    assert figures[SAY, "other_voice"].n == 3 and figures[SAY, "other_voice"].value == pytest.approx(1)
+    lengths = [[len(h.waveform) for h in heard if h.path == SAY] for heard in result.heard]
+    near = [np.mean([abs(n - 12_800) <= 8_000 for n in own]) for own in lengths]
+    assert figures[SAY, "ends"].value == pytest.approx(np.mean(near))
     assert figures[ORIGINAL, "other_speaker"].n == 3
     assert (ORIGINAL, "speaker") not in figures
     assert {path for path, metric in figures if metric == "stft"} == {VOCODER, GRIFFIN_LIM, CODEC}
