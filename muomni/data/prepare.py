@@ -28,6 +28,7 @@ from muomni.data.admit import Admitted, Refused, admit, record
 from muomni.data.items import KINDS, SAMPLE_RATE, SPLITS
 from muomni.data.prepared import FORMAT, MANIFEST, PreparedDataError
 from muomni.data.sources.adapter import Adapter
+from muomni.data.sources.hub import revision
 
 SHARD_BYTES = 64 * 2**20
 """A shard is closed beyond it."""
@@ -85,7 +86,7 @@ def _prepare(
         progress(writer.n_found, writer.about())
     writer.close_shard()
     _judge(adapter.name, writer, bad_share, judged_from=1)
-    writer.finish(adapter, target)
+    writer.finish(adapter, target, cache=cache)
 
 
 def is_there(adapter: Adapter, root: Path) -> bool:
@@ -221,7 +222,7 @@ class _Writer:
         self._open, self._size, self._pending = [], 0, 0
         self._fresh = {"bad": [], "left_out": []}
 
-    def finish(self, adapter: Adapter, target: Path) -> None:
+    def finish(self, adapter: Adapter, target: Path, *, cache: Path) -> None:
         """Index and manifest, then the rename."""
         with (self.set / "records.jsonl").open("wb") as file:
             for row in self.rows:
@@ -249,7 +250,10 @@ class _Writer:
             "stages": adapter.stages,
             "licence": adapter.licence,
             "opt_in": adapter.opt_in,
-            "sources": [dataclasses.asdict(p) for p in adapter.packages],
+            "sources": [
+                dataclasses.asdict(p) | ({"version": revision(p, cache)} if p.registry == "hub" else {})
+                for p in adapter.packages
+            ],
             "counts": _counts(self.rows),
             "quarantined": len(self.bad),
             "left_out": dict(sorted(self.left_out.items())),

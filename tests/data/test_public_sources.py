@@ -23,6 +23,8 @@ import made
 from placed import found, place
 
 from muomni.data.admit import Admitted, admit
+from muomni.data.prepare import prepare
+from muomni.data.prepared import manifest
 from muomni.data.sources import fetch, hub, public_pictures, public_speech, public_texts
 from muomni.data.sources.download import DownloadError, download
 from muomni.data.sources.fetch import Package, SourceError
@@ -135,16 +137,26 @@ def test_flickr_captions_of_every_listing(listing: str, text: str, cache: Path) 
     assert one.fields["captions"] == ["A dog, a cat", "Two animals"]
 
 
+PINNED = fetch.Package(
+    registry="hub", name="a/b", version="abc", sha256="", licence="MIT", attribution="us", gives="texts"
+)
+
+
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A hub whose Parquet files are lists of rows, and what was fetched from it."""
-    state: dict[str, Any] = {"files": {}, "fetched": []}
+    state: dict[str, Any] = {"files": {}, "fetched": [], "asked": 0, "revisions": []}
 
     class Failed(Exception):
         pass
 
-    def hub_download(repository: str, name: str, **_: object) -> str:
+    def info(repository: str) -> types.SimpleNamespace:
+        state["asked"] += 1
+        return types.SimpleNamespace(sha=f"commit {state['asked']}")
+
+    def hub_download(repository: str, name: str, *, revision: str, **_: object) -> str:
         state["fetched"].append(name)
+        state["revisions"].append(revision)
         return name
 
     class File:
@@ -160,7 +172,7 @@ def repository(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     tools = {
         "huggingface_hub": types.SimpleNamespace(
             list_repo_files=lambda *_, **__: list(state["files"]), hf_hub_download=hub_download,
-            errors=types.SimpleNamespace(HfHubHTTPError=Failed),
+            HfApi=lambda: types.SimpleNamespace(dataset_info=info), errors=types.SimpleNamespace(HfHubHTTPError=Failed),
         ),
         "pyarrow.parquet": types.SimpleNamespace(ParquetFile=File),
     }  # fmt: skip
@@ -203,10 +215,25 @@ def test_spoken_questions_have_their_answers(cache: Path, repository: dict[str, 
 
 def test_a_changed_repository_is_told(cache: Path, repository: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match="has no Parquet files under data/"):
-        list(hub.parquet_rows("a/b", "main", cache, columns=("text",)))
+        list(hub.parquet_rows(PINNED, cache, columns=("text",)))
     repository["files"] = {"data/a.parquet": [{"story": "x"}]}
     with pytest.raises(SourceError, match=r"has no column 'text'; its layout has changed"):
-        list(hub.parquet_rows("a/b", "main", cache, columns=("text",)))
+        list(hub.parquet_rows(PINNED, cache, columns=("text",)))
+
+
+def test_a_commit_is_asked_for_once_and_stands_in_the_manifest(
+    cache: Path, repository: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository["files"] = {"data/train-00000.parquet": [{"text": f"Text number {i}."} for i in range(40)]}
+    (adapter,) = (a for a in public_texts.ADAPTERS if a.name == "tinystories")
+    folder = prepare(adapter, cache / "root", cache=cache)
+    (source,) = manifest(folder)["sources"]
+    assert (source["registry"], source["name"]) == ("hub", "roneneldan/TinyStories")
+    assert source["version"] == "commit 1" and set(repository["revisions"]) == {"commit 1"}
+    shutil.rmtree(folder)
+    prepare(adapter, cache / "root", cache=cache)
+    assert repository["asked"] == 1 and set(repository["revisions"]) == {"commit 1"}
+    assert hub.revision(PINNED, cache) == "abc"
 
 
 CONTENT = bytes(range(256)) * 9_000

@@ -26,10 +26,11 @@ class SourceError(UserError, RuntimeError):
 class Package:
     """A pinned package of a public registry, with its licence."""
 
-    registry: Literal["debian", "debian-non-free", "pypi", "npm", "url"]
+    registry: Literal["debian", "debian-non-free", "pypi", "npm", "url", "hub"]
     name: str
-    """In its registry; of a url the address."""
+    """In its registry; of a url the address. The hub's are fetched file by file as rows are needed (hub.py)."""
     version: str
+    """Of the hub a commit; empty: the one that was the newest when it was first asked for counts from then on."""
     sha256: str
     """Of its archive; empty where its publisher gives none: then that of the first download counts from then on."""
     licence: str
@@ -83,7 +84,7 @@ def _folder(package: Package, cache: Path) -> Path:
 
 
 def is_fetched(package: Package, cache: Path) -> bool:
-    """Whether a package lies unpacked in the cache."""
+    """Whether a package lies unpacked in the cache; of the hub's never, since more of it may be needed."""
     return (_folder(package, cache) / "files").is_dir()
 
 

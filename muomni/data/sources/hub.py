@@ -6,14 +6,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from muomni.data.sources.fetch import SourceError, build_tool
+from muomni import files
+from muomni.data.sources.fetch import Package, SourceError, build_tool
 
 BATCH = 256
 """Rows that are in memory at once."""
 
 
+def revision(package: Package, cache: Path) -> str:
+    """The commit that is read: the pinned one, or the newest when it was first asked for, which is kept in the cache.
+
+    Raises SourceError when the hub does not say.
+    """
+    kept = cache / "hub" / f"{package.name.replace('/', '--')}.revision"
+    if package.version or kept.is_file():
+        return package.version or kept.read_text(encoding="utf-8")
+    hub = build_tool("huggingface_hub")
+    try:
+        found = str(hub.HfApi().dataset_info(package.name).sha)
+    except (hub.errors.HfHubHTTPError, OSError) as error:
+        raise SourceError(f"{package.name}: cannot be asked for ({_line(error)}); try again later.") from None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(kept, found)
+    return found
+
+
 def parquet_rows(
-    repository: str, revision: str, cache: Path, *, columns: Sequence[str], under: str = "data/"
+    package: Package, cache: Path, *, columns: Sequence[str], under: str = "data/"
 ) -> Iterator[dict[str, Any]]:
     """Rows of a data set's Parquet files in order; a file is fetched when the one before it is used up.
 
@@ -21,8 +40,9 @@ def parquet_rows(
     missing, or it cannot be fetched.
     """
     hub, parquet = build_tool("huggingface_hub"), build_tool("pyarrow.parquet")
+    repository, commit = package.name, revision(package, cache)
     try:
-        listed = hub.list_repo_files(repository, revision=revision, repo_type="dataset")
+        listed = hub.list_repo_files(repository, revision=commit, repo_type="dataset")
     except (hub.errors.HfHubHTTPError, OSError) as error:
         raise SourceError(f"{repository}: cannot be listed ({_line(error)}); try again later.") from None
     names = sorted(name for name in listed if name.startswith(under) and name.endswith(".parquet"))
@@ -31,7 +51,7 @@ def parquet_rows(
     for name in names:
         try:
             path = hub.hf_hub_download(
-                repository, name, revision=revision, repo_type="dataset", cache_dir=str(cache / "hub")
+                repository, name, revision=commit, repo_type="dataset", cache_dir=str(cache / "hub")
             )
         except (hub.errors.HfHubHTTPError, OSError) as error:
             raise SourceError(

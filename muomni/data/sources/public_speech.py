@@ -38,8 +38,10 @@ LJSPEECH = Package(
     attribution="The LJ Speech Dataset, Keith Ito and Linda Johnson, 2017", gives="read speech, one woman",
     n_bytes=2_748_572_632,
 )  # fmt: skip
-VOICE_ASSISTANT = ("gpt-omni/VoiceAssistant-400K", "65dab707fcdd3d43dcfb834398aa9fed4116be3a")
-"""Repository and revision."""
+VOICE_ASSISTANT = Package(
+    registry="hub", name="gpt-omni/VoiceAssistant-400K", version="65dab707fcdd3d43dcfb834398aa9fed4116be3a", sha256="",
+    licence="Apache-2.0", attribution="Mini-Omni, Xie and Wu, 2024", gives="spoken questions",
+)  # fmt: skip
 VOICE_ASSISTANT_ROWS = 20_000
 """Of 470,054, whose audio takes 219 GB."""
 
@@ -105,7 +107,7 @@ def _common_voice(cache: Path) -> Iterator[Found]:
 def _voice_assistant(cache: Path) -> Iterator[Found]:
     """Spoken questions with written answers; the questions are synthetic speech."""
     rows = parquet_rows(
-        *VOICE_ASSISTANT, cache, columns=("index", "round", "question", "question_audio", "answer")
+        VOICE_ASSISTANT, cache, columns=("index", "round", "question", "question_audio", "answer")
     )
     for number, row in enumerate(rows):
         if number == VOICE_ASSISTANT_ROWS:
@@ -134,6 +136,6 @@ ADAPTERS: tuple[Adapter, ...] = (
     ),
     Adapter(
         name="voice-assistant", title="spoken questions with answers", stages=("omni",), licence="Apache-2.0",
-        find=_voice_assistant,
+        packages=(VOICE_ASSISTANT,), find=_voice_assistant,
     ),
 )  # fmt: skip

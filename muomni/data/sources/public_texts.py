@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from muomni.data.sources.adapter import Adapter, Found
+from muomni.data.sources.fetch import Package
 from muomni.data.sources.hub import parquet_rows
 from muomni.data.splits import normalised
 
 
-def _find(cache: Path, *, name: str, repository: str, under: str, most: int) -> Iterator[Found]:
+def _find(cache: Path, *, name: str, package: Package, under: str, most: int) -> Iterator[Found]:
     """Texts until `most` characters are reached; each once."""
     seen: set[int] = set()
     size = 0
-    for number, row in enumerate(parquet_rows(repository, "main", cache, columns=("text",), under=under)):
+    for number, row in enumerate(parquet_rows(package, cache, columns=("text",), under=under)):
         text = (row["text"] or "").strip()
         key = hash(normalised(text))
         if not text or key in seen:
@@ -30,9 +31,13 @@ def _find(cache: Path, *, name: str, repository: str, under: str, most: int) -> 
 
 
 def _adapter(name: str, title: str, licence: str, repository: str, under: str, most: int) -> Adapter:
+    package = Package(
+        registry="hub", name=repository, version="", sha256="", licence=licence, attribution=repository,
+        gives=f"texts below {under}, up to {most:,} characters",
+    )  # fmt: skip
     return Adapter(
-        name=name, title=title, stages=("text",), licence=licence,
-        find=functools.partial(_find, name=name, repository=repository, under=under, most=most),
+        name=name, title=title, stages=("text",), licence=licence, packages=(package,),
+        find=functools.partial(_find, name=name, package=package, under=under, most=most),
     )  # fmt: skip
 
 
