@@ -38,18 +38,6 @@ class TalkerState:
     """(B, K) the last whole frame, None before there is one."""
 
 
-def delayed(codes: torch.Tensor, delay: int, *, fill: int = 0) -> torch.Tensor:
-    """Codes (B, K, T) -> (B, K, T + delay) as they are made: codebooks 1.. `delay` steps later, `fill` elsewhere."""
-    first, rest = codes[:, :1], codes[:, 1:]
-    return torch.cat([F.pad(first, (0, delay), value=fill), F.pad(rest, (delay, 0), value=fill)], dim=1)
-
-
-def undelayed(codes: torch.Tensor, delay: int) -> torch.Tensor:
-    """The inverse of `delayed`: (B, K, T + delay) -> (B, K, T)."""
-    n_frames = codes.shape[2] - delay
-    return torch.cat([codes[:, :1, :n_frames], codes[:, 1:, delay:]], dim=1)
-
-
 class DepthTransformer(nn.Module):
     """Codebooks 1.. of a frame from its backbone state and what the codes before them add up to.
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from muomni import recipes
-from muomni.models.talker import Talker, delayed, undelayed
+from muomni.models.talker import Talker
 from muomni.tokens import IGNORE_INDEX
 
 NANO = recipes.model("nano")
@@ -29,7 +29,7 @@ def _logits(talker: Talker, out: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("delay", [0, 1])
 @torch.no_grad()
-def test_steps_equal_the_teacher_forced_forward(delay: int) -> None:
+def test_steps_equal_the_teacher_forced_forward_and_undo_the_delay(delay: int) -> None:
     talker, codes, condition = _talker(delay)
     full = talker(codes, condition)
     logits = _logits(talker, full)
@@ -60,15 +60,6 @@ def test_steps_equal_the_teacher_forced_forward(delay: int) -> None:
     assert delay or talker.drain(condition[:, -1], state, lambda logits: logits.argmax(-1)) is None
     with pytest.raises(ValueError, match="do not fit"):
         talker.step(condition[:, 0], state, lambda logits: logits.argmax(-1))
-
-
-@pytest.mark.parametrize("delay", [0, 1, 3])
-def test_undelay_inverts_delay(delay: int) -> None:
-    codes = torch.randint(0, 1_000, (3, 8, 11))
-    late = delayed(codes, delay, fill=-1)
-    assert late.shape == (3, 8, 11 + delay) and torch.equal(undelayed(late, delay), codes)
-    assert torch.equal(late[:, 0, :11], codes[:, 0]) and torch.equal(late[:, 5, delay:], codes[:, 5])
-    assert (late == -1).sum() == 3 * 8 * delay
 
 
 @pytest.mark.parametrize("delay", [0, 1])
