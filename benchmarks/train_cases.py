@@ -96,7 +96,7 @@ def fill(run: RunConfig, root: Path) -> float | None:
 
     root: where a tokenizer is trained on first use.
     """
-    if run.stage == "codec":
+    if run.stage in ("codec", "vocoder"):
         return 1.0
     if run.stage == "vision":
         n = len(embedded.SET.pictures("train"))

@@ -175,7 +175,7 @@ def test_memory_is_what_a_call_holds_at_one_time() -> None:
     assert bench_train.cpu_peak(call) == pytest.approx(6_000_000, rel=0.01)
 
 
-@pytest.mark.parametrize("stage", ["text", "audio", "vision", "codec", "omni"])
+@pytest.mark.parametrize("stage", ["text", "audio", "vision", "codec", "vocoder", "omni"])
 def test_the_embedded_set_fills_batches(stage: str, tmp_path: Path) -> None:
     share = train_cases.fill(recipes.recipe("nano", stage), tmp_path)
     assert share is not None and 0.85 < share <= 1.0
