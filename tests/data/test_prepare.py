@@ -148,11 +148,13 @@ def test_a_kill_anywhere_at_the_end_loses_nothing(tmp_path: Path, monkeypatch: p
     for stop_at in itertools.count():
         calls, root = itertools.count(), tmp_path / f"killed {stop_at}"
 
-        def killed(*arguments: object, calls: Iterator[int] = calls, at: int = stop_at) -> None:
+        def killed(
+            *arguments: object, calls: Iterator[int] = calls, at: int = stop_at, **named: object
+        ) -> None:
             with monkeypatch.context() as patch:
                 for owner, name in TOUCHES:
                     patch.setattr(owner, name, _killing(getattr(owner, name), calls, at))
-                finish(*arguments)  # type: ignore[arg-type]
+                finish(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(preparing._Writer, "finish", killed)
         with contextlib.suppress(_Killed):

@@ -141,7 +141,8 @@ def _debian(name: str, sha256: str, n_bytes: int, licence: str, attribution: str
 def _adapter(language: str, title: str, voice: str, sounds: Package, texts: Package) -> Adapter:
     return Adapter(
         name="asterisk" if language == "en" else f"asterisk-{language}", title=title,
-        stages=("audio", "codec", "omni", "talker") if language == "en" else ("codec",), licence=sounds.licence,
+        licence=sounds.licence,
+        stages=("audio", "codec", "vocoder", "omni", "talker") if language == "en" else ("codec", "vocoder"),
         packages=(sounds, texts), version=2,
         find=functools.partial(_find, sounds=sounds, texts=texts, voice=voice, language=language),
     )  # fmt: skip

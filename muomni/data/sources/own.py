@@ -61,7 +61,8 @@ def own(name: str, path: Path, *, root: Path | None = None) -> Adapter:
     else:
         find = functools.partial(_find_rows, path=path, name=name)
     return Adapter(
-        name=name, title=f"own data from {path}", stages=("text", "audio", "vision", "codec", "talker", "omni"),
+        name=name, title=f"own data from {path}",
+        stages=("text", "audio", "vision", "codec", "vocoder", "talker", "omni"),
         licence="your own", find=find, version=_state(_files(path, root) if path.is_dir() else _named(path)),
     )  # fmt: skip
 

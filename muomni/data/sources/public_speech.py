@@ -14,7 +14,7 @@ from muomni.data.sources.download import given
 from muomni.data.sources.fetch import Package, SourceError, fetch
 from muomni.data.sources.hub import parquet_rows
 
-_SPEECH = ("audio", "codec", "talker", "omni")
+_SPEECH = ("audio", "codec", "vocoder", "talker", "omni")
 
 
 def _libri(part: str, sha256: str, n_bytes: int = 0) -> Package:

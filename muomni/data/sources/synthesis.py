@@ -164,7 +164,7 @@ def _find(cache: Path, *, voices: tuple[str, ...], hours: float, first: int, nam
 def _adapter(name: str, title: str, voices: tuple[str, ...], hours: float, first: int = 0) -> Adapter:
     packages = (HIBARI,) if voices == ("hibari",) else (FLITE, FLITE_VOICES)
     return Adapter(
-        name=name, title=title, stages=("audio", "codec", "talker", "omni"),
+        name=name, title=title, stages=("audio", "codec", "vocoder", "talker", "omni"),
         packages=(chitchat.CONVERSATIONS, *packages),
         licence=packages[0].licence, version=5,
         find=functools.partial(_find, voices=voices, hours=hours, first=first, name=name),
