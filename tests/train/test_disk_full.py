@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from muomni.config import RunConfig
 from muomni.data.text import train_tokenizer
 from muomni.models.weights import load_weights, newest_complete
 from muomni.train import checkpoint
+from muomni.train.meter import Meter
 from muomni.train.stage import Figure, Parts, StageBase, generator
 
 DISK_BYTES = 1 << 20
@@ -151,6 +153,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 
     def before(position: int) -> None:
         if position == at:
+            # A checkpoint is written while training goes on: the one that is expected is to be whole.
+            ends = time.monotonic() + 20.0
+            while last is not None and time.monotonic() < ends:
+                if (there := checkpoint.load(root / "text")) and there.record["step"] == last:
+                    break
+                time.sleep(0.01)
             _fill(disk, leave=leave)
 
     assert _train(root, monkeypatch, before) == cli.EXIT_USER_ERROR
@@ -212,9 +220,12 @@ def test_a_row_cut_by_the_full_disk_is_left_out(
     disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root, path = disk / "run", disk / "run" / "text" / "metrics.jsonl"
-    # A page holds some 20 rows; no save comes before it is full. One time in 200 its end is that of a row.
-    for _ in range(3):
+    # A page holds some 20 rows; no save comes before it is full. One time in 200 its end is that of a row:
+    # then rows of another length are tried.
+    values = Meter.values
+    for attempt in range(3):
         shutil.rmtree(root, ignore_errors=True)
+        monkeypatch.setattr(Meter, "values", lambda self, n=10**attempt: {**values(self), "attempt": n})
         monkeypatch.setattr(checkpoint, "save", lambda *_, **__: root)
         assert (
             _train(root, monkeypatch, lambda position: _fill(disk, leave=0) if position == 3 else None) == 2

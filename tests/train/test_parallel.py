@@ -82,13 +82,15 @@ def test_two_processes_see_the_losses_and_figures_of_one_in_every_stage(
     for name in STAGES:
         one, two = alone / name, tmp_path / name
         # Of two gradients the sum is the same in any order, to the last bit; rows meet other loops of the optimizer's
-        # vector code than whole tensors do. Discriminators answer to the vocoder's last bits, and it to theirs.
-        room = {"vocoder": 1e-5}.get(name, 1e-6) if shard else 0.0
+        # vector code than whole tensors do. Discriminators answer to the vocoder's last bits, and it to theirs: there a
+        # difference grows with every step.
+        grows = 10.0 if name == "vocoder" else 1.0
+        room = 1e-6 * grows if shard else 0.0
         torch.testing.assert_close(_logged(two), _logged(one), rtol=room, atol=room)
         # float32 sums of so many squares are not better than this.
         norms = [_logged(where, "grad_norm") for where in (two, one)]
-        torch.testing.assert_close(*norms, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(_figures(two), _figures(one), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(*norms, rtol=1e-5 * grows, atol=1e-6 * grows)
+        torch.testing.assert_close(_figures(two), _figures(one), rtol=1e-5 * grows, atol=1e-6 * grows)
         assert _record(two) == _record(one)
 
 
