@@ -148,6 +148,12 @@ class CodecConfig:
     """Decay of the codebooks' moving averages."""
     commitment_weight: float = 0.25
     """Weight of the commitment loss."""
+    scales_weight: float = 1.0
+    """Weight of the absolute error of log-mel averaged over patches of 2, 4 and 8 frames and bands."""
+    adversarial_from: float = 1.0
+    """Share of the training steps after which discriminators of log-mel take part; 1: they never do."""
+    d_discriminator: int = 16
+    """Channels of the discriminators' convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)

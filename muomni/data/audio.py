@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import torch
 from muomni_kernels import log_mel as log_mel_op
@@ -30,6 +32,18 @@ def encode_ctc(text: str) -> list[int]:
             f"text: {sorted(wrong)} cannot be spelled; pass it through normalise_transcript first."
         )
     return [_INDEX[c] for c in text]
+
+
+def ctc_symbols(text: str) -> list[int]:
+    """The CTC index of each UTF-8 byte of a text, accents left out; BLANK for one that is not heard.
+
+    Several bytes of one character are heard in its first.
+    """
+    result: list[int] = []
+    for character in text:
+        letter = "'" if character == "’" else unicodedata.normalize("NFKD", character.lower())[0]
+        result += [_INDEX.get(letter, BLANK)] + [BLANK] * (len(character.encode()) - 1)
+    return result
 
 
 def decode_ctc(indices: list[int]) -> str:

@@ -46,6 +46,10 @@ class Tokenizer:
         """Text of ids; control tokens are left out, broken UTF-8 becomes U+FFFD."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", "replace")
 
+    def spell(self, token: int) -> bytes:
+        """The UTF-8 of one id, possibly a part of a character; empty for a control token."""
+        return self._bytes[token]
+
     def stream(self) -> StreamDecoder:
         """A decoder that takes one id at a time."""
         return StreamDecoder(self._bytes)

@@ -1,4 +1,4 @@
-"""Speech: codec mel error by codebooks; the Talker's next codes, its stop, and its use of the text."""
+"""Speech: codec mel error by codebooks; the Talker's next codes, its use of the text, and how long it speaks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from muomni.config import ModelConfig
-from muomni.data.audio import audio_frames
+from muomni.data.audio import audio_frames, ctc_symbols
 from muomni.data.items import Source, SpeechItem, Split
 from muomni.data.wordings import SAY
 from muomni.evaluate.figure import Figure, ratio
 from muomni.infer.session import Session
-from muomni.infer.speech import STOP_PROBABILITY
 from muomni.metrics.ngram import NGramModel
+from muomni.models.alignment import begins, walk
+from muomni.models.script import MAX_ADVANCE, Text
 
 N_REFERENCE = 150
 """Training recordings, spread over the split, that the mean frame and the unigrams are taken from."""
@@ -99,28 +101,44 @@ def evaluate_codec(session: Session, clips: Material, *, seed: int) -> list[Figu
 
 @torch.inference_mode()
 def evaluate_talker(session: Session, clips: Material, *, seed: int) -> list[Figure]:
-    """Teacher-forced losses of held-out recordings with their own and with another recording's text."""
-    codec, device = session.engine.model.codec, session.engine.device
-    held = [codec.encode(clip[None].to(device)) for clip in clips.frames]
-    told = [_told(session, item.text) for item in clips.items]
-    voices = [_voice(session, item.speaker) for item in clips.items]
-    own = [_losses(session, codes, *told[i], voices[i]) for i, codes in enumerate(held)]
-    swapped = [
-        _losses(session, codes, *told[_other(clips.items, i)], voices[i]) for i, codes in enumerate(held)
-    ]
+    """Losses of held-out recordings with their own and with another recording's text; how long the Talker says theirs.
+
+    Texts that CTC cannot spell in the time of their recording are left out.
+    """
+    model, device, factor = session.engine.model, session.engine.device, session.config.codec.factor
+    told = [_Told(session, item.text) for item in clips.items]
+    times = begins(model.audio, model.ctc_head, clips.frames, [one.symbols for one in told])
+    chosen = [i for i, own in enumerate(times) if own is not None]
+    items, texts = [clips.items[i] for i in chosen], [told[i] for i in chosen]
+    times = [own for own in times if own is not None]
+    held = [model.codec.encode(clips.frames[i][None].to(device)) for i in chosen]
+    voices = [item.speaker if item.speaker in session.voices else None for item in items]
+    nats, other = np.zeros(len(held)), np.zeros(len(held))
+    for i, codes in enumerate(held):
+        n_frames, swap = codes.shape[2], _other(items, i)
+        room = MAX_ADVANCE * (n_frames - 1)
+        # The other text in the time of this one.
+        wrong = torch.cat([times[swap][:-1][:room], times[swap][-1:]]) * times[i][-1] // times[swap][-1]
+        for sums, text, when in ((nats, texts[i], times[i]), (other, texts[swap], wrong)):
+            sums[i] = text.nats(codes, walk(when, n_frames, factor=factor), voices[i])
     counts = np.array([codes.numel() for codes in held])
     n_frames = np.array([codes.shape[2] for codes in held])
-    nats, other = np.array([o[0] for o in own]), np.array([s[0] for s in swapped])
-    train = [codec.encode(clip[None].to(device))[0].cpu().numpy() for clip in clips.reference]
+    train = [model.codec.encode(clip[None].to(device))[0].cpu().numpy() for clip in clips.reference]
     size = session.config.codec.codebook_size
     trivial = 0.0
     for level in range(session.config.codec.n_codebooks):
         unigram = NGramModel([codes[level].tolist() for codes in train], order=1, vocab_size=size)
         trivial += sum(unigram.nll(codes[0, level].tolist()) for codes in held)
-    # The trivial guess of a duration: as many frames a subword as in the training recordings.
-    subwords = sum(len(session.tokenizer.encode(item.text)) for item in clips.reference_items)
-    frames_per_subword = sum(len(clip) for clip in clips.reference) / subwords
-    guessed = np.array([round(frames_per_subword * states.shape[1]) for states, _ in told])
+    # The trivial guess of a duration: as many frames a character as in the training recordings.
+    pace = sum(len(clip) for clip in clips.reference) / sum(len(item.text) for item in clips.reference_items)
+    guessed = np.array([round(pace * len(item.text)) for item in items])
+    samples = session.config.samples_per_frame
+    said = np.array(
+        [
+            len(session.say(item.text, voice=voice, seed=seed)) // samples
+            for item, voice in zip(items, voices, strict=True)
+        ]
+    )
     return [
         ratio(
             "talker.next_code", "talker: next-code loss", sums=nats, units=counts,
@@ -128,9 +146,9 @@ def evaluate_talker(session: Session, clips: Material, *, seed: int) -> list[Fig
             seed=seed,
         ),
         ratio(
-            "talker.stop", "talker: error of the stop position, teacher-forced",
-            sums=np.abs(np.array([o[1] for o in own]) - n_frames), baseline=np.abs(guessed - n_frames).mean(),
-            baseline_name="mean frames a subword", unit="frames", seed=seed,
+            "talker.stop", "talker: difference of how long it speaks from the recording",
+            sums=np.abs(said - n_frames), baseline=np.abs(guessed - n_frames).mean(),
+            baseline_name="mean frames a character", unit="frames", seed=seed,
         ),
         ratio(
             "talker.text_used", "talker: code loss saved by the right text, against another's",
@@ -140,35 +158,26 @@ def evaluate_talker(session: Session, clips: Material, *, seed: int) -> list[Fig
     ]  # fmt: skip
 
 
-def _told(session: Session, text: str) -> tuple[Tensor, Tensor]:
-    """Thinker states and embeddings of a text that is to be spoken."""
-    return session.engine.spoken_states(session.tokenizer.encode(SAY + text), session.tokenizer.encode(text))
+class _Told:
+    """A text as the Talker is told of it."""
+
+    def __init__(self, session: Session, text: str) -> None:
+        ids = session.tokenizer.encode(text)
+        self.talker = session.engine.model.talker
+        states = session.engine.spoken_states(session.tokenizer.encode(SAY + text), ids)
+        self.text = Text.of(*states, [session.tokenizer.spell(token) for token in ids])
+        self.symbols = torch.tensor(ctc_symbols(text))
+
+    def nats(self, codes: Tensor, places: Tensor, voice: str | None) -> float:
+        """Summed code loss of a recording in which it is said. codes: (1, K, T); places: (T,) of `walk`."""
+        talker = self.talker
+        places = F.pad(places, (0, talker.cfg.delay), value=len(self.text.characters))
+        told = talker.script(*self.text.at(places))
+        out = talker(codes, (told + talker.voice(voice))[None])
+        return float(talker.codes.cross_entropy(out["queries"][0], codes[0].T)[0].sum())
 
 
 def _other(items: list[SpeechItem], i: int) -> int:
     """The nearest item, cyclically, with another text; i itself when there is none."""
     others = ((i + k) % len(items) for k in range(1, len(items)))
     return next((o for o in others if items[o].text != items[i].text), i)
-
-
-def _voice(session: Session, speaker: str) -> Tensor:
-    """The speaker's, nobody's when it is not known."""
-    return session.engine.model.talker.voice(speaker if speaker in session.voices else None)
-
-
-def _losses(
-    session: Session, codes: Tensor, states: Tensor, embeds: Tensor, voice: Tensor
-) -> tuple[float, int]:
-    """Summed code loss of one clip, nats, and the frames after which the Talker would stop. codes: (1, K, T).
-
-    Stopping counts after the text, as in speech; where it never stops, that is max_audio_tokens frames.
-    """
-    talker = session.engine.model.talker
-    n_frames = codes.shape[2]
-    counts = torch.tensor([states.shape[1]], device=codes.device)
-    condition = talker.condition(states, embeds, counts, n_frames + talker.cfg.delay, voice)
-    out = talker(codes, condition)
-    code_loss = talker.codes.cross_entropy(out["queries"][0], codes[0].T)[0].sum()
-    n_text = states.shape[1]
-    over = (out["stop"][0, n_text:].sigmoid() > STOP_PROBABILITY).nonzero().flatten().tolist()
-    return float(code_loss), n_text + over[0] + 1 if over else session.config.max_audio_tokens

@@ -68,7 +68,7 @@ class Engine:
 
     @torch.inference_mode()
     def spoken_states(self, asked: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """States and embeddings of an answer's text positions, both (1, n, d_model).
+        """States and embeddings of an answer's text positions, both (n, d_model).
 
         asked: the ids of the question before it; ids: the text to be spoken, as the answer to it: what the
         Talker is trained on. Raises TokenBudgetError when they do not fit.
@@ -81,7 +81,7 @@ class Engine:
         embeds = self.embed(document)
         states = self.extend(embeds, document.positions, self.new_cache(len(document)))
         start, end = document.answers[0]
-        return states[None, start:end], embeds[None, start:end]
+        return states[start:end], embeds[start:end]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

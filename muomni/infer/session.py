@@ -169,9 +169,13 @@ class Session:
             raise RequestError("voice: give a name or a recording, not both.")
         told = self._voice(voice) if voice_from is None else self._voice_of(voice_from)
         speech = self._speech(temperature, seed, top_k=top_k, voice=told)
-        parts = [speech.text(states[:, t : t + 1], embeds[:, t : t + 1]) for t in range(len(ids))]
-        while not (speech.stopped or speech.full):
-            parts.append(speech.pad())
+        parts = [
+            speech.text(state, embed, self.tokenizer.spell(token))
+            for state, embed, token in zip(states, embeds, ids, strict=True)
+        ]
+        speech.end()
+        while speech.ready:
+            parts.append(speech.frame())
         return np.concatenate([*parts, speech.flush()])
 
     def _sampler(self, sampling: Sampling, *, seed: int, n_ids: int | None = None) -> Sampler:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from muomni.infer.sampling import Sampler
 from muomni.models.omni import OmniModel
+from muomni.models.script import Reading
 
-STOP_PROBABILITY = 0.5
-"""The Talker's stop output above which speech ends."""
+NO_SAMPLES = np.zeros(0, np.float32)
 
 
 class SpeechStream:
-    """One utterance. Frame t is conditioned on text position t, on the pad condition after the text, and on a voice."""
+    """One utterance in one voice, of a text that may still be written while its beginning is said."""
 
     def __init__(self, model: OmniModel, sampler: Sampler, *, max_frames: int, voice: Tensor) -> None:
         """Start silent, with empty states.
@@ -26,36 +26,49 @@ class SpeechStream:
         self._talker = model.talker.new_state(1, max_frames)
         self._codec = model.codec.new_state(1)
         self._vocoder = model.vocoder.new_state()
+        self._reading = Reading(model.talker.script)
         self.frames: list[Tensor] = []
         """Codes (1, K) of the frames that are whole."""
         self._n_steps = 0
-        self.stopped = False
-        """The Talker said it was done."""
 
     @property
-    def full(self) -> bool:
-        """No further frame may be spoken."""
-        return self._n_steps >= self._max_frames
+    def finished(self) -> bool:
+        """All of the text has been said."""
+        return self._reading.over
 
-    def text(self, state: Tensor, embed: Tensor) -> np.ndarray:
-        """Take the step of one text position.
+    @property
+    def ready(self) -> bool:
+        """There is a frame to be said: enough of the text is known, and the utterance is not full."""
+        return self._reading.ready and self._n_steps < self._max_frames
 
-        state, embed: (1, 1, d_thinker) Thinker state and token embedding of that position.
-        Returns float32 samples, none while codes or vocoder are still ahead of them, or when the utterance is full.
+    def text(self, state: Tensor, embed: Tensor, spelled: bytes) -> np.ndarray:
+        """Take a subword more, and say as much as is ready.
+
+        state, embed: (d_thinker,) Thinker state and token embedding; spelled: its UTF-8.
+        Returns float32 samples, none while text, codes or vocoder are still ahead of them.
         """
-        return self._frame(state, embed, 1)
+        self._reading.add(state, embed, spelled)
+        parts = [NO_SAMPLES]
+        while self.ready:
+            parts.append(self.frame())
+        return np.concatenate(parts)
 
-    def pad(self) -> np.ndarray:
-        """Take one step after the end of the text; learns from the Talker whether it was the last."""
-        nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
-        return self._frame(nothing, nothing, 0)
+    def end(self) -> None:
+        """The text is whole: what is left of it can be said, one `frame` after another while `ready`."""
+        self._reading.end()
+
+    @torch.inference_mode()
+    def frame(self) -> np.ndarray:
+        """The next 80 ms; samples as of `text`."""
+        self._n_steps += 1
+        codes, advance = self._model.talker.step(self._condition(), self._talker, self._sampler)
+        self._reading.advance(advance.item())
+        return self._heard(codes)
 
     @torch.inference_mode()
     def flush(self) -> np.ndarray:
         """What is not finished yet: the last frame's codes, and the samples the vocoder still holds."""
-        nothing = torch.zeros(1, 1, self._model.config.thinker.d_model, device=self._sampler.device)
-        condition = self._condition(nothing, nothing, 0)
-        last = self._heard(self._model.talker.drain(condition, self._talker, self._sampler))
+        last = self._heard(self._model.talker.drain(self._condition(), self._talker, self._sampler))
         return np.concatenate([last, _samples(self._model.vocoder.flush(self._vocoder))])
 
     def codes(self) -> np.ndarray:
@@ -64,25 +77,13 @@ class SpeechStream:
             return np.zeros((self._model.config.codec.n_codebooks, 0), np.int64)
         return torch.cat(self.frames, dim=0).T.cpu().numpy()
 
-    @torch.inference_mode()
-    def _frame(self, state: Tensor, embed: Tensor, n_text: int) -> np.ndarray:
-        if self.full:
-            return np.zeros(0, np.float32)
-        self._n_steps += 1
-        condition = self._condition(state, embed, n_text)
-        codes, stop = self._model.talker.step(condition, self._talker, self._sampler)
-        # Stopping counts only once the text is used up: no word is left out.
-        self.stopped = not n_text and bool(stop.item() > STOP_PROBABILITY)
-        return self._heard(codes)
-
-    def _condition(self, state: Tensor, embed: Tensor, n_text: int) -> Tensor:
-        counts = torch.tensor([n_text], device=state.device)
-        return self._model.talker.condition(state, embed, counts, 1, self._voice)[:, 0]
+    def _condition(self) -> Tensor:
+        return self._reading.condition() + self._voice
 
     def _heard(self, codes: Tensor | None) -> np.ndarray:
         """The samples that a whole frame finishes."""
         if codes is None:
-            return np.zeros(0, np.float32)
+            return NO_SAMPLES
         self.frames.append(codes)
         mel = self._model.config.mel
         frames = self._model.codec.decode_step(codes[:, :, None], self._codec)

@@ -12,12 +12,10 @@ from torch import Tensor
 from muomni.data.text import Tokenizer
 from muomni.infer.engine import Engine
 from muomni.infer.sampling import Sampler
-from muomni.infer.speech import SpeechStream
+from muomni.infer.speech import NO_SAMPLES, SpeechStream
 from muomni.infer.stream import Chunk, Reply, Timings
 from muomni.models.thinker import KVCache
 from muomni.tokens import EOS
-
-NO_SAMPLES = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +38,8 @@ class Prompt:
 class TurnStream(Iterator[Chunk]):
     """Chunks of one turn; `reply` holds the whole of it once they are used up.
 
-    Text position t is spoken in frame t, as soon as it is decoded; after the text the Talker goes on by
-    itself until it stops or the utterance is full.
+    Speech follows a few characters behind the text that is being decoded, until all of it is said or the utterance is
+    full.
     """
 
     def __init__(
@@ -105,7 +103,7 @@ class TurnStream(Iterator[Chunk]):
             sample_rate=sample_rate,
             codes=codes,
             finished=self._finished,
-            spoken=speech is not None and speech.stopped,
+            spoken=speech is not None and speech.finished,
             truncated=self._prompt.truncated,
             timings=self._timings.to_dict(),
         )
@@ -128,19 +126,23 @@ class TurnStream(Iterator[Chunk]):
             times.decode += time.perf_counter() - began
             times.n_tokens += 1
             text = decoder.push(token)
-            pcm = NO_SAMPLES if self._speech is None else self._timed(self._speech.text, state, embed)
+            pcm = NO_SAMPLES
+            if self._speech is not None:
+                spelled = self._tokenizer.spell(token)
+                pcm = self._timed(self._speech.text, state[0, 0], embed[0, 0], spelled)
             if text or len(pcm):
                 yield Chunk(text, pcm)
         rest = decoder.finish()
         if rest:
             yield Chunk(rest, NO_SAMPLES)
         if self._speech is not None and self.ids:
-            while not (self._speech.stopped or self._speech.full):
-                yield Chunk("", self._timed(self._speech.pad))
+            self._speech.end()
+            while self._speech.ready:
+                yield Chunk("", self._timed(self._speech.frame))
             yield Chunk("", self._timed(self._speech.flush))
         times.total = time.perf_counter() - prompt.started
 
-    def _timed(self, make: Callable[..., np.ndarray], *arguments: Tensor) -> np.ndarray:
+    def _timed(self, make: Callable[..., np.ndarray], *arguments: Tensor | bytes) -> np.ndarray:
         began = time.perf_counter()
         pcm = make(*arguments)
         now = time.perf_counter()

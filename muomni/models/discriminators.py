@@ -1,4 +1,4 @@
-"""Judges of waveforms that the vocoder is trained against: by period, and by resolution of the spectrum.
+"""Judges to train against: of waves by period and by resolution of the spectrum, and of log-mel.
 
 Sources: Kong et al., HiFi-GAN, 2020 (multi-period); Jang et al., UnivNet, 2021 (multi-resolution spectrograms).
 """
@@ -81,8 +81,37 @@ class ResolutionJudge(_Judge):
         return self.judge(magnitude(spectrum).transpose(1, 2)[:, None])
 
 
+class LogMelJudge(_Judge):
+    """Looks at log-mel, at full resolution or coarser."""
+
+    def __init__(self, scale: int, d: int) -> None:
+        """scale: frames and bands that are averaged first."""
+        self.scale = scale
+        super().__init__(
+            [nn.Conv2d(1 if i == 0 else d, d, (3, 9), (1, 2), padding=(1, 4)) for i in range(4)],
+            d,
+        )
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """rows: (B, T, n_mels) normalised."""
+        return self.judge(F.avg_pool2d(rows[:, None], self.scale))
+
+
+class LogMelDiscriminators(nn.Module):
+    """Judges of log-mel that the codec is trained against."""
+
+    def __init__(self, d: int) -> None:
+        """d: channels of a judge's convolutions."""
+        super().__init__()
+        self.judges = nn.ModuleList([LogMelJudge(1, d), LogMelJudge(2, d)])
+
+    def forward(self, rows: torch.Tensor) -> Judged:
+        """rows: (B, T, n_mels) -> what each judge says."""
+        return [judge(rows) for judge in self.judges]
+
+
 class Discriminators(nn.Module):
-    """All judges."""
+    """Judges of waves that the vocoder is trained against."""
 
     def __init__(self, d: int) -> None:
         """d: channels of a judge's first convolution."""

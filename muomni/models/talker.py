@@ -1,4 +1,4 @@
-"""The Talker: Thinker states and text -> codes frame by frame, with a depth transformer over codebooks."""
+"""The Talker: a text and the Thinker's states over it -> codes frame by frame, and its own pace through the text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import CodecConfig, TalkerConfig
+from muomni.models.script import MAX_ADVANCE, Script
 from muomni.nn.block import Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.init import linear, table
@@ -191,7 +192,8 @@ class Talker(nn.Module):
     """At step t it chooses codebook 0 of frame t and the other codebooks of frame t - delay.
 
     The input is condition[t] and what is known of the frames before, projected: the sum of the code vectors of the last
-    whole frame, and, with a delay, codebook 0 of the frame after it; BOS at step 0.
+    whole frame, and, with a delay, codebook 0 of the frame after it; BOS at step 0. The condition is of a place in the
+    text, and every step tells by how many characters the next one's is further on; past the end, speech is over.
     """
 
     def __init__(self, cfg: TalkerConfig, d_thinker: int, codec: CodecConfig, n_mels: int) -> None:
@@ -199,9 +201,7 @@ class Talker(nn.Module):
         super().__init__()
         self.cfg, self.n_codebooks, self.size = cfg, codec.n_codebooks, codec.codebook_size
         d = cfg.d_model
-        self.from_state = linear(d_thinker, d)
-        self.from_embed = linear(d_thinker, d)
-        self.pad = table(1, d, std=1.0)
+        self.script = Script(d_thinker, d)
         self.bos = table(1, d, std=1.0)
         self.codes = CodeSpace(codec)
         self.voices = Voices(cfg.n_voices, n_mels, d)
@@ -212,27 +212,8 @@ class Talker(nn.Module):
             d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
         )  # fmt: skip
         self.query = linear(d, codec.latent_dim)
-        self.stop = linear(d, 1, bias=True)
+        self.advance = linear(d, MAX_ADVANCE + 1, bias=True)
         self.depth = DepthTransformer(cfg, codec)
-
-    def condition(
-        self,
-        states: torch.Tensor,
-        embeds: torch.Tensor,
-        n_text: torch.Tensor,
-        n_frames: int,
-        voice: torch.Tensor,
-    ) -> torch.Tensor:
-        """What each frame is told: text position t at frame t, the pad condition once the text is used up; the voice.
-
-        states, embeds: (B, n, d_thinker) Thinker states and token embeddings of the text's positions;
-        n_text: (B,) int64 text positions; n_frames: T, text behind it is cut; voice: (B, d_model) of `voices`.
-        Returns (B, T, d_model).
-        """
-        told = (self.from_state(states) + self.from_embed(embeds))[:, :n_frames]
-        told = F.pad(told, (0, 0, 0, n_frames - told.shape[1]))
-        is_text = torch.arange(n_frames, device=told.device) < n_text[:, None]
-        return torch.where(is_text[..., None], told, self.pad.to(told.dtype)) + voice[:, None]
 
     def voice(self, name: str | None = None, log_mel: torch.Tensor | None = None) -> torch.Tensor:
         """A voice (1, d_model): by name, of whoever is heard in a normalised log-mel (T, n_mels), or nobody's.
@@ -255,8 +236,8 @@ class Talker(nn.Module):
         codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T + delay, d_model).
         Outputs behind a clip's end are meaningless and to be left out of the loss; attention is causal, so no
         frame of a clip sees them.
-        Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and stop (B, T):
-        logits of "this frame is the last".
+        Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and advance
+        (B, T, MAX_ADVANCE + 1): logits of the number of characters to move on by after each frame.
         """
         n_batch, n_levels, n_frames = codes.shape
         if n_levels != self.n_codebooks:
@@ -283,8 +264,8 @@ class Talker(nn.Module):
 
         codes: (N, K) int64, of the frame of each step; told: (N, K), what later steps are told of it;
         condition: (N, d_model); positions: (N,) int64, starting at 0 in every utterance; cu_seqlens, max_seqlen: of
-        steps. Returns what `forward` does, (N, K, latent_dim) and (N,); of the steps behind an utterance's last frame
-        it is meaningless.
+        steps. Returns what `forward` does, (N, K, latent_dim) and (N, MAX_ADVANCE + 1); of the steps behind an
+        utterance's last frame it is meaningless.
         """
         latents = self.codes.latents(codes)
         whole = self.from_latent(self.codes.latents(told)[:, -1])
@@ -301,7 +282,7 @@ class Talker(nn.Module):
         rest = self.depth(hidden.roll(-self.cfg.delay, 0), latents[:, :-1])
         return {
             "queries": torch.cat([self.query(hidden)[:, None], rest], dim=1),
-            "stop": self.stop(hidden)[:, 0],
+            "advance": self.advance(hidden),
         }
 
     def new_state(self, batch: int, max_frames: int) -> TalkerState:
@@ -335,13 +316,14 @@ class Talker(nn.Module):
         """One step; moves the state on.
 
         condition: (B, d_model) of this frame; sample: chooses a code from logits (B, codebook_size). Returns the codes
-        (B, K) int64 of the frame that is now whole, None at the first step with a delay, and the probability (B,) that
-        the frame of this step is the last. Raises ValueError when the state is full.
+        (B, K) int64 of the frame that is now whole, None at the first step with a delay, and the number of characters
+        (B,), a mean and so not whole, to move on by. Raises ValueError when the state is full.
         """
         hidden = self._hidden(condition, state)
         first = sample(self.codes.logits(self.query(hidden), 0))
         whole, state.first = self._whole(hidden, first, state, sample), first
-        return whole, self.stop(hidden)[:, 0].sigmoid()
+        shares = self.advance(hidden).float().softmax(-1)
+        return whole, shares @ torch.arange(MAX_ADVANCE + 1, device=shares.device, dtype=shares.dtype)
 
     def drain(self, condition: torch.Tensor, state: TalkerState, sample: SampleFn) -> torch.Tensor | None:
         """The frame that is not whole yet after the last step, (B, K); None where there is none."""

@@ -25,8 +25,9 @@ from muomni.data.template import Document
 from muomni.errors import UserError
 from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
-from muomni.models.discriminators import Discriminators
+from muomni.models.discriminators import Discriminators, LogMelDiscriminators
 from muomni.models.fuse import Projector
+from muomni.models.script import Text
 from muomni.models.spectral import SpectralDistance
 from muomni.models.talker import Talker
 from muomni.models.thinker import Thinker
@@ -249,7 +250,10 @@ def stage_model(run: RunConfig) -> nn.Module:
         head = CTCHead(cfg.audio.d_model, cfg.audio.ctc_expand, len(CTC_SYMBOLS))
         return Parts(audio=AudioEncoder(cfg.audio, cfg.mel.n_mels), ctc_head=head)
     if run.stage == "codec":
-        return Parts(codec=Codec(cfg.codec, cfg.mel))
+        model = Parts(codec=Codec(cfg.codec, cfg.mel))
+        if cfg.codec.adversarial_from < 1:
+            model.add_module("discriminators", LogMelDiscriminators(cfg.codec.d_discriminator))
+        return model
     if run.stage == "vocoder":
         model = Parts(
             codec=freeze(Codec(cfg.codec, cfg.mel)), vocoder=Vocoder(cfg.mel, cfg.vocoder),
@@ -266,6 +270,8 @@ def stage_model(run: RunConfig) -> nn.Module:
         parts |= {"audio_projector": Projector(cfg.audio.d_model, cfg.thinker.d_model)}
     elif run.stage == "talker":
         parts = {"thinker": freeze(parts["thinker"]), "codec": freeze(Codec(cfg.codec, cfg.mel))}
+        parts |= {"audio": freeze(AudioEncoder(cfg.audio, cfg.mel.n_mels))}
+        parts |= {"ctc_head": freeze(CTCHead(cfg.audio.d_model, cfg.audio.ctc_expand))}
         parts |= {"talker": Talker(cfg.talker, cfg.thinker.d_model, cfg.codec, cfg.mel.n_mels)}
     return Parts(**parts)
 
@@ -279,7 +285,11 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
         return vision.collate(images, [[1] * vision.MAX_CAPTION] * n_items, n_items=n_items)
     if run.stage == "codec":
         crops = torch.randn(max(1, n // CROP), CROP, width)
-        return FrameBatch(frames=crops, n_active=torch.tensor(cfg.codec.n_codebooks))
+        return FrameBatch(
+            frames=crops,
+            n_active=torch.tensor(cfg.codec.n_codebooks),
+            adversarial=cfg.codec.adversarial_from < 1,
+        )
     if run.stage == "vocoder":
         n_crops, n_frames = max(1, n // vocoder.CROP), vocoder.CROP
         return vocoder.WaveBatch(
@@ -296,8 +306,9 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
         codes = torch.randint(cfg.codec.codebook_size, (cfg.codec.n_codebooks, longest))
         state = torch.randn(longest // 4, cfg.thinker.d_model)
         one = talker.Utterance(
-            log_mel=torch.zeros(0, cfg.mel.n_mels), codes=codes, states=state, embeds=state, speaker=""
-        )
+            log_mel=torch.zeros(0, cfg.mel.n_mels), codes=codes, text=Text.of(state, state, [b"text"] * len(state)),
+            begins=torch.zeros(0), places=torch.arange(longest), speaker="",
+        )  # fmt: skip
         delay = cfg.talker.delay
         n_clips = min(n_items, n // (longest + delay))
         return talker.collate(

@@ -15,6 +15,7 @@ from muomni.data.template import Turn, render
 from muomni.infer.inputs import read_clip
 from muomni.infer.session import RequestError, Session
 from muomni.infer.stream import collect
+from muomni.models.script import MAX_ADVANCE, Text
 from muomni.tokens import EOS, N_SPECIAL
 
 
@@ -142,22 +143,27 @@ def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
 def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Session) -> None:
     engine, ids = session.engine, session.tokenizer.encode("the cat sat")
     states, embeds = engine.spoken_states([40, 41], ids)
-    speech = session._speech(0.0, 0, top_k=None, voice=session.engine.model.talker.voice())
-    for t in range(len(ids)):
-        speech.text(states[:, t : t + 1], embeds[:, t : t + 1])
-    for _ in range(6):
-        speech.pad()
+    talker, spelled = engine.model.talker, [session.tokenizer.spell(token) for token in ids]
+    voice = talker.voice()
+    speech = session._speech(0.0, 0, top_k=None, voice=voice)
+    for told in zip(states, embeds, spelled, strict=True):
+        speech.text(*told)
+    speech.end()
+    while speech.ready:
+        speech.frame()
     speech.flush()
     codes = torch.from_numpy(speech.codes())[None]
-    assert codes.shape == (1, 8, len(ids) + 6)
-    talker = engine.model.talker
-    condition = talker.condition(
-        states.clone(), embeds.clone(), torch.tensor([len(ids)]), codes.shape[2] + 1, talker.voice()
-    )
-    out = talker(codes, condition)
+    assert speech.finished and codes.shape[:2] == (1, 8) and codes.shape[2] > 2
+    text, places = Text.of(states, embeds, spelled), [0]
+    for _ in range(codes.shape[2]):
+        # The whole text is there, and the place of a frame is what the frames before it make it.
+        known = torch.tensor(places + [len(text.characters)] * (codes.shape[2] + 1 - len(places)))
+        out = talker(codes, (talker.script(*text.at(known)) + voice)[None])
+        moved = out["advance"][0].softmax(-1) @ torch.arange(MAX_ADVANCE + 1.0)
+        places.append(int(0.5 + float(moved[: len(places)].sum())))
+    assert places[-2] <= len(text.characters) < places[-1]
     best = [talker.codes.logits(q, k).argmax(-1) for k, q in enumerate(out["queries"][0].unbind(1))]
     assert torch.equal(torch.stack(best), codes[0])
-    assert speech.stopped == bool(out["stop"][0, -1] > 0)
 
 
 def test_timings_are_in_order(session: Session) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from muomni import recipes
+from muomni.models.script import Text
 from muomni.models.talker import Talker
 from muomni.tokens import IGNORE_INDEX
 
@@ -46,8 +47,9 @@ def test_steps_equal_the_teacher_forced_forward_and_undo_the_delay(delay: int) -
             return codes[:, level, frame]
 
         if t < 9:
-            whole, stop = talker.step(condition[:, t], state, sample)
-            assert torch.allclose(stop, full["stop"][:, t].sigmoid(), atol=1e-5)
+            whole, advance = talker.step(condition[:, t], state, sample)
+            expected = sum(n * share for n, share in enumerate(full["advance"][:, t].softmax(-1).unbind(-1)))
+            assert torch.allclose(advance, expected, atol=1e-5)
         else:
             whole = talker.drain(condition[:, t], state, sample)
         assert len(seen) == len(due)
@@ -97,28 +99,6 @@ def test_rows_of_a_batch_do_not_see_each_other() -> None:
 
 
 @torch.no_grad()
-def test_condition_is_text_then_pad_and_one_position_at_a_time_gives_the_same() -> None:
-    talker, _, _ = _talker()
-    states, embeds = torch.randn(2, 4, 48), torch.randn(2, 4, 48)
-    n_text = torch.tensor([4, 2])
-    nobody = torch.zeros(2, 64)
-    told = talker.condition(states, embeds, n_text, 7, nobody)
-    text = states @ talker.from_state.weight.T + embeds @ talker.from_embed.weight.T
-    assert torch.allclose(told[0, :4], text[0], atol=1e-5)
-    assert torch.allclose(told[1, :2], text[1, :2], atol=1e-5)
-    assert torch.equal(told[0, 4:], talker.pad.expand(3, -1))
-    assert torch.equal(told[1, 2:], talker.pad.expand(5, -1))
-    assert torch.allclose(talker.condition(states, embeds, n_text, 3, nobody), told[:, :3], atol=1e-6)
-    one = talker.condition(states[:1, 2:3], embeds[:1, 2:3], torch.tensor([1]), 1, nobody[:1])
-    assert torch.allclose(one[0, 0], told[0, 2], atol=1e-5)
-    none = talker.condition(states[:1, :1], embeds[:1, :1], torch.tensor([0]), 1, nobody[:1])
-    assert torch.equal(none[0], talker.pad)
-    voice = torch.randn(2, 64)
-    spoken = talker.condition(states, embeds, n_text, 7, voice)
-    assert torch.allclose(spoken, told + voice[:, None], atol=1e-6)
-
-
-@torch.no_grad()
 def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
     talker, codes, condition = _talker()
     talker.codes.tie(torch.randn(8, 32, CODEC.latent_dim), torch.randint(0, 50, (8, 32)))
@@ -141,10 +121,13 @@ def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
 def test_every_parameter_gets_a_gradient() -> None:
     talker, codes, _ = _talker()
     voice = talker.voices(torch.tensor([1, -1]), torch.randn(2, 10))
-    told = talker.condition(torch.randn(2, 4, 48), torch.randn(2, 4, 48), torch.tensor([4, 2]), 10, voice)
+    texts = [Text.of(torch.randn(4, 48), torch.randn(4, 48), [b"I", b" am", b" here", b"."]) for _ in voice]
+    places = torch.tensor([0, 0, 1, 4, 5, 6, 8, 9, 10, 10])
+    told = torch.stack([talker.script(*text.at(places)) for text in texts]) + voice[:, None]
     out = talker(codes, told)
     loss, count = talker.codes.cross_entropy(out["queries"], codes.transpose(1, 2))
-    ((loss / count).sum() + F.binary_cross_entropy_with_logits(out["stop"], torch.zeros(2, 9))).backward()
+    advance = F.cross_entropy(out["advance"].flatten(0, 1), torch.ones(18, dtype=torch.int64))
+    ((loss / count).sum() + advance).backward()
     for name, p in talker.named_parameters():
         assert p.grad is not None, name
         assert p.grad.abs().sum() > 0, name

@@ -118,6 +118,10 @@ def _compare(name: str, run: RunConfig, trained: Path, tmp_path: Path, **options
 def test_a_recorded_step_is_the_step(name: str, trained: Path, tmp_path: Path, small_run: SmallRun) -> None:
     """Rates, counts, seeds of dropout, batches and codebook statistics differ in all of the four steps."""
     run = small_run(name, micro_batches=2)
+    if name == "codec":
+        # What so few frames leave for the last levels are near ties, which rounding decides.
+        codec = dataclasses.replace(run.model.codec, n_codebooks=4)
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, codec=codec))
     step = _compare(name, run, trained, tmp_path)
     assert step._gradient.keys() == step._update.keys() == set(make_stage(run).phases)
 

@@ -18,14 +18,16 @@ from muomni.data.batch import to_device, traced
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
 from muomni.recipes import recipe
+from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import contrastive_loss, ctc_loss
 from muomni.train.stage import part
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages.audio import SPEEDS, AudioStage
 from muomni.train.stages.codec import CodecStage
 from muomni.train.stages.ctc import packed_ctc_loss
-from muomni.train.stages.talker import TalkerStage, collate
+from muomni.train.stages.talker import TalkerStage
 from muomni.train.stages.text import TextStage
+from muomni.train.stages.utterances import collate
 from muomni.train.stages.vision import collate as collate_pairs
 from muomni.train.stages.vision import paired_loss
 
@@ -195,12 +197,19 @@ def test_codec_losses_are_those_of_its_forward(n_active: int, trained: Path, sma
     """Oracle: Codec.forward with the number of codebooks as a Python number."""
     stage, model = _build(small_run("codec", augment=False), trained)
     assert isinstance(stage, CodecStage)
-    codec = part(model, "codec", Codec)
-    batch = dataclasses.replace(stage.batch(0)[0], n_active=torch.tensor(n_active))
+    codec = part(model.double(), "codec", Codec)
+    batch = stage.batch(0)[0]
+    batch = dataclasses.replace(batch, frames=batch.frames.double(), n_active=torch.tensor(n_active))
     out = codec(batch.frames, n_active=n_active)
     difference = out.frames - batch.frames
+    # Patches of the normalised log-mel at 100 Hz, as a picture of frames and bands.
+    picture = difference.unflatten(2, (8, -1)).flatten(1, 2)
+    patches = [
+        picture.unflatten(2, (-1, n)).unflatten(1, (-1, n)).mean((2, 4)).abs().sum() for n in (2, 4, 8)
+    ]
     expected = {
-        "l1": difference.abs().sum(), "l2": difference.square().sum(), "commitment": out.commitment
+        "l1": difference.abs().sum(), "l2": difference.square().sum(), "scales": sum(patches),
+        "commitment": out.commitment,
     }  # fmt: skip
     torch.stack(list(expected.values())).sum().backward()
     d_expected, kept = _gradients(model), codec.quantizer._pending.pop()
@@ -239,19 +248,14 @@ def test_packed_talker_is_the_padded_one(trained: Path, small_run: SmallRun) -> 
     batch = collate(made, delay=1, n_steps=250, n_items=6, longest=130)
     out = stage.forward(model, batch)
     for i, utterance in enumerate(made):
-        n_frames = utterance.codes.shape[1]
-        condition = talker.condition(
-            utterance.states[None],
-            utterance.embeds[None],
-            torch.tensor([len(utterance.states)]),
-            n_frames + 1,
-            talker.voice(utterance.speaker),
-        )
-        alone = talker(utterance.codes[None], condition)
+        places = torch.cat([utterance.places, torch.tensor([len(utterance.text.characters)])])
+        condition = talker.script(*utterance.text.at(places)) + talker.voice(utterance.speaker)
+        alone = talker(utterance.codes[None], condition[None])
         place = slice(int(batch.cu_seqlens[i]), int(batch.cu_seqlens[i + 1]) - 1)
         for key, value in alone.items():
             torch.testing.assert_close(out[key][place], value[0], rtol=1e-4, atol=1e-5)
-        assert batch.is_last[place].tolist() == [False] * (n_frames - 1) + [True]
+        assert batch.advance[place].tolist() == [*utterance.places.diff().tolist(), 1]
+        assert batch.advance[place.stop] == IGNORE_INDEX
 
 
 @pytest.mark.usefixtures("small_data")

@@ -14,6 +14,7 @@ from muomni.data.audio import audio_frames, denormalise, log_mel, normalise
 from muomni.data.items import Split
 from muomni.data.media import write_wav
 from muomni.models.codec import Codec
+from muomni.models.script import Reading
 from muomni.models.talker import Talker
 from muomni.models.vocoder import Vocoder
 from muomni.train.samples import write_spectrograms, write_speech
@@ -29,8 +30,6 @@ MAX_FRAMES = 24
 """Code frames of a sample (1.92 s): Griffin-Lim takes a good part of their duration."""
 TEMPERATURE = 0.7
 """Of the codes the Talker draws; its likeliest ones are soon silence."""
-STOP_PROBABILITY = 0.5
-"""The Talker's stop output above which speech ends."""
 
 
 def codec_samples(stage: CodecStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
@@ -79,14 +78,14 @@ def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: P
     codec, talker = part(model, "codec", Codec), part(model, "talker", Talker)
     device, mel = stage.device(model), stage.config.mel
     chosen = longest_fitting(stage.utterances(split), lambda utterance: utterance.codes.shape[1])
-    states, embeds = (t[None].to(device) for t in (chosen.states, chosen.embeds))
-    n_text = min(states.shape[1], MAX_FRAMES)
     voice = talker.voices(
         torch.tensor([chosen.voice], device=device), torch.zeros(1, 2 * mel.n_mels, device=device)
     )
-    told = talker.condition(
-        states, embeds, torch.tensor([n_text], device=device), MAX_FRAMES + talker.cfg.delay, voice
-    )
+    reading = Reading(talker.script)
+    text = chosen.text
+    for i, (own, embed) in enumerate(zip(text.states.to(device), text.embeds.to(device), strict=True)):
+        reading.add(own, embed, bytes((text.characters[text.owners == i] - 1).tolist()))
+    reading.end()
     draw = generator(stage.run.seed, 4)
 
     def sample(logits: torch.Tensor) -> torch.Tensor:
@@ -95,12 +94,11 @@ def talker_samples(stage: TalkerStage, model: nn.Module, split: Split, folder: P
 
     state = talker.new_state(1, MAX_FRAMES)
     made: list[torch.Tensor | None] = []
-    for t in range(MAX_FRAMES):
-        frame, stop = talker.step(told[:, t], state, sample)
+    while reading.ready and len(made) < MAX_FRAMES:
+        frame, advance = talker.step(reading.condition() + voice, state, sample)
         made.append(frame)
-        if t >= n_text and float(stop) > STOP_PROBABILITY:
-            break
-    made.append(talker.drain(told[:, len(made)], state, sample))
+        reading.advance(float(advance))
+    made.append(talker.drain(reading.condition() + voice, state, sample))
     frames = [frame for frame in made if frame is not None]
     said = codec.decode(torch.stack(frames, dim=2))[0].reshape(-1, mel.n_mels)
     recorded = chosen.log_mel[: MAX_FRAMES * stage.config.codec.factor]

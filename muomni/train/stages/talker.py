@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,14 +12,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from muomni.config import RunConfig
-from muomni.data.audio import log_mel, normalise, stack_frames
-from muomni.data.batch import HOST, Batch, Order, cumulative, pack
+from muomni.data.audio import CTC_SYMBOLS, ctc_symbols, log_mel, normalise, stack_frames
+from muomni.data.batch import Order, pack
 from muomni.data.examples import Example, Places, documents, fitting
 from muomni.data.items import Item, SpeechItem, Split
 from muomni.data.template import Document
 from muomni.data.usable import Usable
 from muomni.data.wordings import SAY
+from muomni.models.alignment import begins, walk
+from muomni.models.audio import AudioEncoder, CTCHead
 from muomni.models.codec import Codec
+from muomni.models.script import Text
 from muomni.models.talker import Talker, summary
 from muomni.models.thinker import Thinker
 from muomni.tokens import IGNORE_INDEX
@@ -28,95 +31,45 @@ from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load
 from muomni.train.stages.spoken_samples import talker_samples
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
+from muomni.train.stages.utterances import SpokenBatch, Utterance, collate
 
-STOP_WEIGHT = 0.2
-"""Weight of the stop loss, which is summed over every frame as the code loss is over every code."""
+ADVANCE_WEIGHT = 0.2
+"""Weight of the loss of the pace, a mean over frames as the code loss is one over codes."""
+NONE = torch.zeros(0, dtype=torch.int64)
 GAIN = 0.1
 """Standard deviation of the loudness change of training recordings, normalised log-mel units."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """One recording with the text it says."""
-
-    log_mel: torch.Tensor
-    """(n_frames, n_mels) float32, normalised."""
-    codes: torch.Tensor
-    """(K, T) int64."""
-    states: torch.Tensor
-    """(n, d_thinker) Thinker states over the text's positions."""
-    embeds: torch.Tensor
-    """(n, d_thinker) token embeddings of the same positions."""
-    speaker: str
-    voice: int = 0
-    """Number of the speaker, 1 for the most frequent; 0 for nobody in particular; -1 for whoever `heard` tells of."""
-    heard: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    """(2 * n_mels,) float32: what a voice is told by, of a recording of the speaker; empty for none."""
-    noise: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
-    """(K, T) int64: the codes that the Talker is told came before, where they are not the true ones; empty for none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpokenBatch(Batch):
-    """Utterances one after another; N steps, the same number in every training batch: a step for each frame, and
-    `delay` more behind the last one of an utterance, in which its last frame becomes whole."""
-
-    codes: torch.Tensor
-    """(N, K) int64 of the frame of each step, 0 where there is none."""
-    labels: torch.Tensor
-    """(N, K) int64: the codes, IGNORE_INDEX where there is no frame."""
-    told: torch.Tensor
-    """(N, K) int64: the codes as the frame after each is told of them, some of them replaced."""
-    voice: torch.Tensor
-    """(n,) int64: who speaks each utterance, as `Voices` numbers them."""
-    heard: torch.Tensor
-    """(n, 2 * n_mels): what a voice is told by."""
-    utterance: torch.Tensor
-    """(N,) int64: the utterance of each frame; of padding any."""
-    states: torch.Tensor
-    """(N, d_thinker): Thinker state of text position t at frame t of its utterance, else zeros."""
-    embeds: torch.Tensor
-    """(N, d_thinker): token embeddings at the same places."""
-    is_text: torch.Tensor
-    """(N,) bool: where there is a text position."""
-    is_last: torch.Tensor
-    """(N,) bool: the last frame of each utterance."""
-    positions: torch.Tensor
-    """(N,) int64, starting at 0 in every utterance."""
-    cu_seqlens: torch.Tensor
-    """int32; segment i < n is utterance i, the rest is padding."""
-    max_seqlen: int
-    """Longest utterance there may be, frames."""
-    n_frames: int = field(metadata=HOST)
-    """Frames."""
-    n_steps: int = field(metadata=HOST)
-    """Steps that are not padding."""
-
-
 class TalkerStage(StageBase):
-    """Codes of every frame, teacher-forced, and when to stop."""
+    """Codes of every frame, teacher-forced, and the pace at which it goes through the text.
+
+    When each character of a recording is said, the CTC head knows.
+    """
 
     name = "talker"
-    parents = ("codec", "omni")
+    parents = ("audio", "codec", "omni")
     saved = ("talker",)
     batch_on_device = True
 
     def __init__(self, run: RunConfig) -> None:
         """Both loss terms are means over their own targets."""
         super().__init__(run)
-        self.weights = {"code": 1.0, "stop": STOP_WEIGHT}
+        self.weights = {"code": 1.0, "advance": ADVANCE_WEIGHT}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
-        """The final Thinker and the codec, frozen; a new Talker."""
+        """The final Thinker, the codec and what CTC spells with, frozen; a new Talker."""
         cfg = run.model
         model = Parts(
             thinker=Thinker(cfg.thinker),
             codec=Codec(cfg.codec, cfg.mel),
+            audio=AudioEncoder(cfg.audio, cfg.mel.n_mels),
+            ctc_head=CTCHead(cfg.audio.d_model, cfg.audio.ctc_expand, len(CTC_SYMBOLS)),
             talker=Talker(cfg.talker, cfg.thinker.d_model, cfg.codec, cfg.mel.n_mels),
         )
-        for parent, name in (("omni", "thinker"), ("codec", "codec")):
-            load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
-            freeze(model.get_submodule(name))
+        for parent, *names in (("omni", "thinker"), ("codec", "codec"), ("audio", "audio", "ctc_head")):
+            load_parent(model, root, parent=parent, parts=names, child=self.name, run=run)
+            for name in names:
+                freeze(model.get_submodule(name))
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self.data = Usable(self.quarantine, self.source, kinds=("speech",), read=self._read)
         self.need("recordings", self.data.speech)
@@ -150,7 +103,7 @@ class TalkerStage(StageBase):
     def utterances(self, split: Split) -> list[Utterance]:
         """Codes and conditions of every recording of a split that there is room for, made once: both nets are frozen.
 
-        Others are counted: too long for the context, or with more subwords than frames.
+        Others are counted: too long for the context, or with more text than CTC can spell in their time.
         """
         if split not in self._utterances:
             places = Places(clip_tokens=[], n_image_tokens=1, max_seq_len=self.config.max_seq_len)
@@ -164,14 +117,15 @@ class TalkerStage(StageBase):
                 Utterance(
                     log_mel=mel,
                     codes=self.encode([mel])[0],
-                    states=states,
-                    embeds=embeds,
+                    text=text,
+                    begins=NONE,
+                    places=NONE,
                     speaker=item.speaker,
                 )
-                for item, (states, embeds) in zip(fitted, self._conditions(found), strict=True)
+                for item, text in zip(fitted, self._texts(found), strict=True)
                 if (mel := self.data.value(item)) is not None
             ]
-            usable = [u for u in made if len(u.states) <= u.codes.shape[1]]
+            usable = self._timed(made)
             self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
             self._utterances[split] = usable
             numbers = self.speakers()
@@ -198,7 +152,11 @@ class TalkerStage(StageBase):
             torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) + gain
             for u, shift, gain in zip(made, shifts, gains, strict=True)
         ]
-        return [replace(u, codes=codes) for u, codes in zip(made, self.encode(mels), strict=True)]
+        factor = self.config.codec.factor
+        return [
+            replace(u, codes=codes, places=walk(u.begins, codes.shape[1], factor=factor, shift=shift))
+            for u, codes, shift in zip(made, self.encode(mels), shifts, strict=True)
+        ]
 
     def voiced(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
         """Half of them told by their speaker's number, a quarter by another recording of the speaker, a quarter not."""
@@ -233,11 +191,23 @@ class TalkerStage(StageBase):
             result.append(replace(utterance, noise=torch.where(hit, other, utterance.codes)))
         return result
 
-    def _conditions(self, found: list[Document]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Thinker states and token embeddings over the answer of each document, EOS left out."""
+    def _timed(self, made: list[Utterance]) -> list[Utterance]:
+        """With the time of every character; without those whose text CTC cannot spell in their time."""
+        audio, head = part(self._model, "audio", AudioEncoder), part(self._model, "ctc_head", CTCHead)
+        clips = [stack_frames(u.log_mel, self.config.mel, factor=audio.cfg.factor) for u in made]
+        spelled = [torch.tensor(ctc_symbols(bytes((u.text.characters - 1).tolist()).decode())) for u in made]
+        times = begins(audio, head, clips, spelled)
+        return [
+            replace(u, begins=own, places=walk(own, u.codes.shape[1], factor=self.config.codec.factor))
+            for u, own in zip(made, times, strict=True)
+            if own is not None
+        ]
+
+    def _texts(self, found: list[Document]) -> list[Text]:
+        """The answer of each document, its EOS left out."""
         thinker, device = part(self._model, "thinker", Thinker), self.device(self._model)
         longest = self.config.max_seq_len
-        result: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(found)
+        result: dict[int, Text] = {}
         for row in Order([len(d) for d in found], capacity=4 * longest, n_items=64, shuffle=False).epoch(0):
             chosen = [found[i] for i in row]
             batch = pack(chosen, n_tokens=4 * longest, n_docs=64, max_seq_len=longest).to(device)
@@ -245,9 +215,10 @@ class TalkerStage(StageBase):
             states = thinker(embeds, batch.positions, batch.cu_seqlens, batch.max_seqlen)
             for i, document, offset in zip(row, chosen, batch.cu_seqlens.tolist(), strict=False):
                 start, end = document.answers[0]
+                spelled = [self.tokenizer.spell(token) for token in document.input_ids[start:end].tolist()]
                 place = slice(offset + start, offset + end)
-                result[i] = (states[place].cpu(), embeds[place].cpu())
-        return result
+                result[i] = Text.of(states[place].cpu(), embeds[place].cpu(), spelled)
+        return [result[i] for i in range(len(found))]
 
     def order(self, split: Split) -> Order:
         """Utterances packed by frames."""
@@ -294,29 +265,25 @@ class TalkerStage(StageBase):
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
         """Codes and frames."""
-        return {"code": n_targets(batch.labels), "stop": batch.n_frames}
+        return {"code": n_targets(batch.labels), "advance": batch.n_frames}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
-        """Queries of codes (N, K, latent_dim) and logits of stopping (N,): `Talker.forward`, packed."""
+        """Queries of codes and logits of advancing: `Talker.packed`."""
         talker = part(model, "talker", Talker)
-        text = talker.from_state(batch.states) + talker.from_embed(batch.embeds)
-        voice = talker.voices(batch.voice, batch.heard)
-        condition = (
-            torch.where(batch.is_text[:, None], text, talker.pad.to(text.dtype)) + voice[batch.utterance]
-        )
+        text = talker.script(batch.states, batch.embeds, batch.around, batch.waited)
+        condition = text + talker.voices(batch.voice, batch.heard)[batch.utterance]
         return talker.packed(
             batch.codes, batch.told, condition, batch.positions, batch.cu_seqlens, batch.max_seqlen
         )
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
-        """Summed cross entropy of the codes; summed binary cross entropy of stopping."""
+        """Summed cross entropy of the codes; that of advancing."""
         out = self.forward(model, batch)
-        valid = (batch.labels[:, 0] != IGNORE_INDEX).float()
-        stop = F.binary_cross_entropy_with_logits(
-            out["stop"].float(), batch.is_last.float(), weight=valid, reduction="sum"
+        advance = F.cross_entropy(
+            out["advance"].float(), batch.advance, ignore_index=IGNORE_INDEX, reduction="sum"
         )
         code, _ = part(model, "talker", Talker).codes.cross_entropy(out["queries"], batch.labels)
-        return {"code": code.sum(), "stop": stop}
+        return {"code": code.sum(), "advance": advance}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Steps that are not padding, and all."""
@@ -329,50 +296,3 @@ class TalkerStage(StageBase):
     def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """A held-out text, spoken; see spoken_samples."""
         return talker_samples(self, model, split, folder)
-
-
-def collate(
-    made: list[Utterance],
-    *,
-    delay: int,
-    n_steps: int | None = None,
-    n_items: int | None = None,
-    longest: int = 0,
-) -> SpokenBatch:
-    """Lay utterances one after another into n_steps steps, by default as many as they take.
-
-    delay: steps that each takes beyond its frames (TalkerConfig.delay). Text positions behind an utterance's last frame
-    are cut. Raises ValueError when they do not fit.
-    """
-    lengths = [u.codes.shape[1] + delay for u in made]
-    used, longest = sum(lengths), max(longest, *lengths)
-    total = used if n_steps is None else n_steps
-    cu_seqlens = cumulative(lengths, n_max=n_items or len(made), total=total, longest=longest)
-    n_levels, width = made[0].codes.shape[0], made[0].states.shape[1]
-    codes, told = (torch.zeros(total, n_levels, dtype=torch.int64) for _ in range(2))
-    states, embeds = torch.zeros(total, width), torch.zeros(total, width)
-    is_frame, is_text, is_last = (torch.zeros(total, dtype=torch.bool) for _ in range(3))
-    n_rooms, n_heard = n_items or len(made), 2 * made[0].log_mel.shape[1]
-    voice, heard = torch.zeros(n_rooms, dtype=torch.int64), torch.zeros(n_rooms, n_heard)
-    start = 0
-    for i, (utterance, length) in enumerate(zip(made, lengths, strict=True)):
-        end = start + length - delay
-        codes[start:end] = utterance.codes.T
-        told[start:end] = (utterance.noise if utterance.noise.numel() else utterance.codes).T
-        n_text = min(len(utterance.states), end - start)
-        states[start : start + n_text] = utterance.states[:n_text]
-        embeds[start : start + n_text] = utterance.embeds[:n_text]
-        is_text[start : start + n_text] = True
-        is_frame[start:end] = is_last[end - 1] = True
-        voice[i] = utterance.voice
-        if utterance.heard.numel():
-            heard[i] = utterance.heard
-        start += length
-    sizes = cu_seqlens.diff()
-    positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(sizes)
-    segments = torch.arange(len(sizes)).clamp(max=n_rooms - 1)
-    return SpokenBatch(
-        codes=codes, labels=codes.masked_fill(~is_frame[:, None], IGNORE_INDEX), told=told, voice=voice, heard=heard,
-        utterance=segments.repeat_interleave(sizes), states=states, embeds=embeds, is_text=is_text, is_last=is_last,
-        positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest, n_frames=used - delay * len(made), n_steps=used,
-    )  # fmt: skip

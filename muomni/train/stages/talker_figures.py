@@ -1,4 +1,4 @@
-"""Held-out figures of the Talker: next codes against unigrams, the text's use, and when it stops."""
+"""Held-out figures of the Talker: next codes and pace against unigrams, and the use of text and voice."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import nn
 
 from muomni.data.batch import to_device
 from muomni.data.items import Split
-from muomni.models.talker import Talker
-from muomni.train.stage import Figure, part
+from muomni.models.alignment import advances, walk
+from muomni.models.script import MAX_ADVANCE
+from muomni.train.stage import Figure
+from muomni.train.stages.utterances import Utterance, collate
 
 if TYPE_CHECKING:
-    from muomni.train.stages.talker import TalkerStage, Utterance
+    from muomni.train.stages.talker import TalkerStage
 
 
 def unigram_nats(train: list[Utterance], held_out: list[Utterance], *, size: int) -> float:
@@ -26,15 +28,29 @@ def unigram_nats(train: list[Utterance], held_out: list[Utterance], *, size: int
     return -float(logs.gather(1, held).mean())
 
 
-def with_other_text(made: list[Utterance]) -> list[Utterance]:
-    """Each utterance's codes with the text of the next one of about the same number of subwords."""
-    order = sorted(range(len(made)), key=lambda i: len(made[i].states))
+def unigram_advance(train: list[Utterance], held_out: list[Utterance]) -> float:
+    """Mean nats a frame of how far the held-out utterances move on, by how often the training ones move so far."""
+    seen, held = (torch.cat([advances(u.places) for u in made]) for made in (train, held_out))
+    counts = torch.bincount(seen, minlength=MAX_ADVANCE + 1).float() + 1.0
+    return -float((counts / counts.sum()).log()[held].mean())
+
+
+def with_other_text(made: list[Utterance], *, factor: int) -> list[Utterance]:
+    """Each utterance's codes with the text of the next one of about the same length, said in the same time."""
+    order = sorted(range(len(made)), key=lambda i: len(made[i].text.characters))
     result = list(made)
     for rank, i in enumerate(order):
-        other = made[order[(rank + 1) % len(order)]]
-        n_frames = made[i].codes.shape[1]
-        states, embeds = other.states[:n_frames], other.embeds[:n_frames]
-        result[i] = dataclasses.replace(made[i], states=states, embeds=embeds)
+        other, n_frames = made[order[(rank + 1) % len(order)]], made[i].codes.shape[1]
+        room = slice(0, MAX_ADVANCE * (n_frames - 1))
+        times = (
+            torch.cat([other.begins[:-1][room], other.begins[-1:]]) * made[i].begins[-1] // other.begins[-1]
+        )
+        text = dataclasses.replace(
+            other.text, characters=other.text.characters[room], owners=other.text.owners[room]
+        )
+        result[i] = dataclasses.replace(
+            made[i], text=text, begins=times, places=walk(times, n_frames, factor=factor)
+        )
     return result
 
 
@@ -44,41 +60,29 @@ def with_other_voice(made: list[Utterance], n_voices: int) -> list[Utterance]:
 
 
 @torch.no_grad()
-def code_nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, list[int]]:
-    """Mean nats a code, and the number of frames after which the Talker would stop in each utterance.
-
-    One that would not stop within its recording counts as running to the longest clip there may be.
-    """
-    from muomni.train.stages.talker import collate
-
-    device, talker = stage.device(model), part(model, "talker", Talker)
-    nats = codes = 0.0
-    stops: list[int] = []
+def nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, float]:
+    """Mean nats a code, and a frame for how far to move on."""
+    sums = {"code": 0.0, "advance": 0.0}
+    counts = dict(sums)
     for utterance in made:
-        batch = to_device(collate([utterance], delay=stage.config.talker.delay), device)
-        out = stage.forward(model, batch)
-        nats += float(talker.codes.cross_entropy(out["queries"], batch.labels)[0].sum())
-        codes += batch.labels.numel()
-        n_text = len(utterance.states)
-        over = (out["stop"][n_text:] > 0).nonzero().flatten().tolist()
-        stops.append(n_text + over[0] + 1 if over else stage.config.max_audio_tokens)
-    return nats / codes, stops
+        batch = to_device(collate([utterance], delay=stage.config.talker.delay), stage.device(model))
+        for name, value in stage.losses(model, batch, "main").items():
+            sums[name] += float(value)
+        for name, value in stage.counts(batch).items():
+            counts[name] += float(value)
+    return sums["code"] / counts["code"], sums["advance"] / counts["advance"]
 
 
 def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:
-    """Code loss, right against wrong text and voice, and the error of the stop position under teacher forcing."""
-    train, made = stage.utterances("train"), stage.utterances(split)
-    right, stops = code_nats(stage, model, made)
-    wrong, _ = code_nats(stage, model, with_other_text(made))
+    """Code loss against unigrams, right against wrong text and voice; the loss of the pace against unigrams."""
+    train, made, n_voices = stage.utterances("train"), stage.utterances(split), len(stage.speakers())
+    right, pace = nats(stage, model, made)
+    wrong, _ = nats(stage, model, with_other_text(made, factor=stage.config.codec.factor))
     unigram = unigram_nats(train, made, size=stage.config.codec.codebook_size)
-    lengths = [u.codes.shape[1] for u in made]
-    # The trivial guess: as many frames a subword as in the training recordings, over all.
-    rate = sum(u.codes.shape[1] for u in train) / sum(len(u.states) for u in train)
-    guessed = [round(rate * len(u.states)) for u in made]
     n = len(made)
     voices: list[Figure] = []
-    if len(stage.speakers()) > 1:
-        other, _ = code_nats(stage, model, with_other_voice(made, len(stage.speakers())))
+    if n_voices > 1:
+        other, _ = nats(stage, model, with_other_voice(made, n_voices))
         voices = [
             Figure(
                 name="code loss, right voice", value=right, baseline=other, baseline_name="another speaker's voice", n=n
@@ -94,11 +98,7 @@ def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:
             name="code loss, right text", value=right, baseline=wrong, baseline_name="another item's text", n=n
         ),
         Figure(
-            name="stop position error, frames", value=_error(stops, lengths), baseline=_error(guessed, lengths),
-            baseline_name="mean frames a subword", n=n,
+            name="loss of the pace, nats a frame", value=pace, baseline=unigram_advance(train, made),
+            baseline_name="unigram", n=n,
         ),
     ]  # fmt: skip
-
-
-def _error(found: list[int], lengths: list[int]) -> float:
-    return sum(abs(a - b) for a, b in zip(found, lengths, strict=True)) / len(lengths)

@@ -23,6 +23,7 @@ from muomni.models.spectral import SpectralDistance
 from muomni.models.vocoder import Vocoder
 from muomni.train.samples import spread
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
+from muomni.train.stages.adversarial import fooled, judged
 from muomni.train.stages.spoken_samples import vocoder_samples
 
 CROP = 8
@@ -186,11 +187,11 @@ class VocoderStage(StageBase):
         if phase == "discriminator":
             with torch.no_grad():
                 wave, recorded = self.made(model, batch)
-            return {"judged": _judged(part(model, "discriminators", Discriminators), wave, recorded)}
+            return {"judged": judged(part(model, "discriminators", Discriminators), wave, recorded)}
         wave, recorded = self.made(model, batch)
         found = part(model, "distance", SpectralDistance)(wave, recorded)
         if batch.adversarial:
-            found |= _fooled(part(model, "discriminators", Discriminators), wave, recorded)
+            found |= fooled(part(model, "discriminators", Discriminators), wave, recorded)
         return found
 
     def fill(self, batch: WaveBatch) -> tuple[int, int]:
@@ -224,30 +225,6 @@ class VocoderStage(StageBase):
             )
             for what in ("recordings", "the codec's copies")
         ]  # fmt: skip
-
-
-def _judged(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
-    """Squared distance of recordings' scores to 1 and of made ones' to 0: means of judges, summed over crops."""
-    losses = [
-        (1.0 - real).square().mean(1).sum() + fake.square().mean(1).sum()
-        for (real, _), (fake, _) in zip(judges(recorded), judges(wave), strict=True)
-    ]
-    return torch.stack(losses).mean()
-
-
-def _fooled(judges: Discriminators, wave: torch.Tensor, recorded: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Squared distance of made ones' scores to 1, and L1 distance of features: means of judges, summed over crops."""
-    with torch.no_grad():
-        real = judges(recorded)
-    # What the vocoder learns from them changes none of them.
-    fixed = {name: p.detach() for name, p in judges.named_parameters()}
-    fake = torch.func.functional_call(judges, fixed, (wave,))
-    scores = [(1.0 - score).square().mean(1).sum() for score, _ in fake]
-    features = [
-        (a - b).abs().flatten(1).mean(1).sum()
-        for (_, ours), (_, theirs) in zip(fake, real, strict=True) for a, b in zip(ours, theirs, strict=True)
-    ]  # fmt: skip
-    return {"fooled": torch.stack(scores).mean(), "features": torch.stack(features).mean()}
 
 
 def _distance(model: nn.Module, wave: torch.Tensor, recorded: torch.Tensor) -> float:
