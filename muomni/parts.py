@@ -180,7 +180,7 @@ class TalkerConfig:
     """Heads of the depth transformer."""
     depth_d_ff: int
     """Hidden width of the depth transformer's SwiGLU."""
-    delay: int = 1
+    delay: int = 0
     """Frames by which codebooks 1.. of a frame come after its codebook 0 (acoustic delay): 0 or 1."""
     n_voices: int = 16
     """Speakers with an embedding of their own: the most frequent of the training recordings."""

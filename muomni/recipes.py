@@ -41,6 +41,7 @@ def nano() -> ModelConfig:
             d_ff=384,
             depth_d_model=64,
             depth_d_ff=128,
+            dropout=0.0,
         ),
         vocoder=VocoderConfig(d_model=128, n_layers=4, d_ff=256, adversarial_from=1.0),
     )
@@ -109,7 +110,7 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
     ),
     "talker": (
         TrainConfig(steps=350, batch_tokens=512, batch_items=32),
-        OptimConfig(lr=2e-3),
+        OptimConfig(lr=8e-3),
     ),
 }
 

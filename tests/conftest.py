@@ -53,6 +53,7 @@ def _small_config(**changes: Any) -> ModelConfig:
             d_ff=64,
             depth_d_model=64,
             depth_d_ff=64,
+            delay=1,
         ),
         "vocoder": VocoderConfig(d_model=64, n_layers=1, d_ff=64, d_discriminator=4),
         "griffin_lim": GriffinLimConfig(n_iters=2, lookahead=2),

@@ -59,7 +59,7 @@ class DepthTransformer(nn.Module):
             d, n_layers=cfg.depth_layers, n_heads=cfg.depth_heads, n_kv_heads=cfg.depth_heads,
             head_dim=self.head_dim, d_ff=cfg.depth_d_ff, causal=True, dropout=cfg.dropout,
         )  # fmt: skip
-        self.queries = nn.Parameter(torch.randn(self.n_levels, d, codec.latent_dim) / math.sqrt(d))
+        self.queries = nn.Parameter(0.1 * torch.randn(self.n_levels, d, codec.latent_dim) / math.sqrt(d))
 
     def _embed(self, latents: torch.Tensor, first: int) -> torch.Tensor:
         """Latents (N, k, latent_dim) after codebooks first..first + k - 1 -> (N, k, d)."""
@@ -211,7 +211,7 @@ class Talker(nn.Module):
             d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
             d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
         )  # fmt: skip
-        self.query = linear(d, codec.latent_dim)
+        self.query = linear(d, codec.latent_dim, scale=0.1)
         self.advance = linear(d, MAX_ADVANCE + 1, bias=True)
         self.depth = DepthTransformer(cfg, codec)
 
@@ -236,8 +236,8 @@ class Talker(nn.Module):
         codes: (B, K, T) int64, any valid code behind a clip's end; condition: (B, T + delay, d_model).
         Outputs behind a clip's end are meaningless and to be left out of the loss; attention is causal, so no
         frame of a clip sees them.
-        Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and advance
-        (B, T, MAX_ADVANCE + 1): logits of the number of characters to move on by after each frame.
+        Returns queries (B, T, K, latent_dim), which `codes` scores against each frame's own codes, and hidden
+        (B, T, d_model), from which `mean_advance` and `advance_cross_entropy` tell the pace.
         """
         n_batch, n_levels, n_frames = codes.shape
         if n_levels != self.n_codebooks:
@@ -264,7 +264,7 @@ class Talker(nn.Module):
 
         codes: (N, K) int64, of the frame of each step; told: (N, K), what later steps are told of it;
         condition: (N, d_model); positions: (N,) int64, starting at 0 in every utterance; cu_seqlens, max_seqlen: of
-        steps. Returns what `forward` does, (N, K, latent_dim) and (N, MAX_ADVANCE + 1); of the steps behind an
+        steps. Returns what `forward` does, (N, K, latent_dim) and (N, d_model); of the steps behind an
         utterance's last frame it is meaningless.
         """
         latents = self.codes.latents(codes)
@@ -282,8 +282,21 @@ class Talker(nn.Module):
         rest = self.depth(hidden.roll(-self.cfg.delay, 0), latents[:, :-1])
         return {
             "queries": torch.cat([self.query(hidden)[:, None], rest], dim=1),
-            "advance": self.advance(hidden),
+            "hidden": hidden,
         }
+
+    def mean_advance(self, hidden: torch.Tensor) -> torch.Tensor:
+        """How many characters to move on by after each frame: (..., d_model) -> (...), means."""
+        shares = self.advance(hidden).float().softmax(-1)
+        return shares @ torch.arange(MAX_ADVANCE + 1, device=shares.device, dtype=shares.dtype)
+
+    def advance_cross_entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Summed nats of how far each frame moves on.
+
+        hidden: (N, d_model); labels: (N,) int64 up to MAX_ADVANCE, IGNORE_INDEX for no target.
+        """
+        weight, bias = self.advance.weight, self.advance.bias
+        return linear_cross_entropy(hidden, weight, labels, bias=bias, ignore_index=IGNORE_INDEX)[0]
 
     def new_state(self, batch: int, max_frames: int) -> TalkerState:
         """Empty caches for at most max_frames frames."""
@@ -322,8 +335,7 @@ class Talker(nn.Module):
         hidden = self._hidden(condition, state)
         first = sample(self.codes.logits(self.query(hidden), 0))
         whole, state.first = self._whole(hidden, first, state, sample), first
-        shares = self.advance(hidden).float().softmax(-1)
-        return whole, shares @ torch.arange(MAX_ADVANCE + 1, device=shares.device, dtype=shares.dtype)
+        return whole, self.mean_advance(hidden)
 
     def drain(self, condition: torch.Tensor, state: TalkerState, sample: SampleFn) -> torch.Tensor | None:
         """The frame that is not whole yet after the last step, (B, K); None where there is none."""

@@ -36,7 +36,7 @@ from muomni.models.vocoder import Vocoder
 from muomni.train.optim import Optimizer
 from muomni.train.stage import Parts, freeze
 from muomni.train.stages import stage as make_stage
-from muomni.train.stages import talker, vision, vocoder
+from muomni.train.stages import utterances, vision, vocoder
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.codec import CROP, FrameBatch
 from muomni.train.step import Step
@@ -305,13 +305,13 @@ def full_batch(stage: Any, run: RunConfig) -> Any:
         longest = cfg.max_audio_tokens
         codes = torch.randint(cfg.codec.codebook_size, (cfg.codec.n_codebooks, longest))
         state = torch.randn(longest // 4, cfg.thinker.d_model)
-        one = talker.Utterance(
+        one = utterances.Utterance(
             log_mel=torch.zeros(0, cfg.mel.n_mels), codes=codes, text=Text.of(state, state, [b"text"] * len(state)),
             begins=torch.zeros(0), places=torch.arange(longest), speaker="",
         )  # fmt: skip
         delay = cfg.talker.delay
         n_clips = min(n_items, n // (longest + delay))
-        return talker.collate(
+        return utterances.collate(
             [one] * n_clips, delay=delay, n_steps=n, n_items=n_items, longest=longest + 1 + delay
         )
     longest, none = cfg.max_seq_len, torch.zeros(0, dtype=torch.int64)

@@ -159,7 +159,7 @@ def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Sessi
         # The whole text is there, and the place of a frame is what the frames before it make it.
         known = torch.tensor(places + [len(text.characters)] * (codes.shape[2] + 1 - len(places)))
         out = talker(codes, (talker.script(*text.at(known)) + voice)[None])
-        moved = out["advance"][0].softmax(-1) @ torch.arange(MAX_ADVANCE + 1.0)
+        moved = talker.advance(out["hidden"][0]).softmax(-1) @ torch.arange(MAX_ADVANCE + 1.0)
         places.append(int(0.5 + float(moved[: len(places)].sum())))
     assert places[-2] <= len(text.characters) < places[-1]
     best = [talker.codes.logits(q, k).argmax(-1) for k, q in enumerate(out["queries"][0].unbind(1))]

@@ -48,7 +48,10 @@ def test_steps_equal_the_teacher_forced_forward_and_undo_the_delay(delay: int) -
 
         if t < 9:
             whole, advance = talker.step(condition[:, t], state, sample)
-            expected = sum(n * share for n, share in enumerate(full["advance"][:, t].softmax(-1).unbind(-1)))
+            expected = sum(
+                n * share
+                for n, share in enumerate(talker.advance(full["hidden"][:, t]).softmax(-1).unbind(-1))
+            )
             assert torch.allclose(advance, expected, atol=1e-5)
         else:
             whole = talker.drain(condition[:, t], state, sample)
@@ -118,6 +121,15 @@ def test_cross_entropy_of_the_codes_equals_that_of_the_logits() -> None:
         assert loss[k].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@torch.no_grad()
+def test_the_loss_of_the_pace_is_that_of_its_logits() -> None:
+    talker, _, _ = _talker()
+    hidden, labels = torch.randn(9, 64), torch.randint(0, 8, (9,))
+    labels[4] = IGNORE_INDEX
+    expected = F.cross_entropy(talker.advance(hidden), labels, reduction="sum", ignore_index=IGNORE_INDEX)
+    assert float(talker.advance_cross_entropy(hidden, labels)) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_every_parameter_gets_a_gradient() -> None:
     talker, codes, _ = _talker()
     voice = talker.voices(torch.tensor([1, -1]), torch.randn(2, 10))
@@ -126,7 +138,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     told = torch.stack([talker.script(*text.at(places)) for text in texts]) + voice[:, None]
     out = talker(codes, told)
     loss, count = talker.codes.cross_entropy(out["queries"], codes.transpose(1, 2))
-    advance = F.cross_entropy(out["advance"].flatten(0, 1), torch.ones(18, dtype=torch.int64))
+    advance = talker.advance_cross_entropy(out["hidden"].flatten(0, 1), torch.ones(18, dtype=torch.int64))
     ((loss / count).sum() + advance).backward()
     for name, p in talker.named_parameters():
         assert p.grad is not None, name
@@ -146,7 +158,7 @@ def test_a_voice_is_called_by_name_told_by_a_recording_or_nobodys() -> None:
     heard = torch.cat([clip.mean(0), clip.var(0, unbiased=False).sqrt()])
     hidden = F.silu(heard @ talker.voices.enter.weight.T + talker.voices.enter.bias)
     assert torch.allclose(talker.voice(log_mel=clip)[0], hidden @ talker.voices.out.weight.T, atol=1e-6)
-    reloaded = Talker(CFG, 48, CODEC, 5)
+    reloaded = Talker(talker.cfg, 48, CODEC, 5)
     reloaded.load_state_dict(talker.state_dict())
     assert reloaded.voices.known() == ["ann", "bob with a ☕"]
     with pytest.raises(ValueError, match="expected at most 16, got 17"):

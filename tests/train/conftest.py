@@ -28,7 +28,7 @@ def small_model() -> ModelConfig:
         audio=replace(nano.audio, d_model=64, n_layers=1, n_heads=2, d_ff=128),
         codec=replace(nano.codec, d_model=64, n_layers=1, latent_dim=16, codebook_size=64),
         talker=replace(
-            nano.talker, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=64, depth_d_ff=64
+            nano.talker, d_model=64, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=64, depth_d_ff=64, delay=1, dropout=0.1
         ),
         vocoder=replace(nano.vocoder, d_model=64, n_layers=1, d_ff=64, d_discriminator=2, adversarial_from=0.0),
     )  # fmt: skip

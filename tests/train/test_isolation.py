@@ -15,7 +15,7 @@ from muomni.data.batch import pack
 from muomni.models.thinker import Thinker
 from muomni.train.stage import part
 from muomni.train.stages import stage as make_stage
-from muomni.train.stages import talker, vision
+from muomni.train.stages import utterances, vision
 from muomni.train.stages.audio import AudioStage
 from muomni.train.stages.omni import OmniStage
 from muomni.train.stages.talker import TalkerStage
@@ -78,9 +78,9 @@ def _talker(stage: Any, model: torch.nn.Module) -> Outputs:
     made = stage.utterances("train")
 
     def outputs(chosen: list[int]) -> list[torch.Tensor]:
-        batch = talker.collate([made[i] for i in chosen], delay=1, n_steps=256, n_items=6, longest=130)
+        batch = utterances.collate([made[i] for i in chosen], delay=1, n_steps=256, n_items=6, longest=130)
         out = stage.forward(model, batch)
-        values = torch.cat([out["queries"].flatten(1), out["stop"][:, None]], dim=1)
+        values = torch.cat([out["queries"].flatten(1), out["hidden"]], dim=1)
         # The step behind its last frame says nothing.
         return [own[:-1] for own in _cut(values, batch.cu_seqlens, len(chosen))]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from muomni.config import RunConfig
 from muomni.data.audio import CTC_SYMBOLS, ctc_symbols, log_mel, normalise, stack_frames
@@ -25,7 +24,6 @@ from muomni.models.codec import Codec
 from muomni.models.script import Text
 from muomni.models.talker import Talker, summary
 from muomni.models.thinker import Thinker
-from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.spoken_samples import talker_samples
@@ -268,7 +266,7 @@ class TalkerStage(StageBase):
         return {"code": n_targets(batch.labels), "advance": batch.n_frames}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
-        """Queries of codes and logits of advancing: `Talker.packed`."""
+        """Queries of codes and hidden states: `Talker.packed`."""
         talker = part(model, "talker", Talker)
         text = talker.script(batch.states, batch.embeds, batch.around, batch.waited)
         condition = text + talker.voices(batch.voice, batch.heard)[batch.utterance]
@@ -278,12 +276,9 @@ class TalkerStage(StageBase):
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
         """Summed cross entropy of the codes; that of advancing."""
-        out = self.forward(model, batch)
-        advance = F.cross_entropy(
-            out["advance"].float(), batch.advance, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        code, _ = part(model, "talker", Talker).codes.cross_entropy(out["queries"], batch.labels)
-        return {"code": code.sum(), "advance": advance}
+        out, talker = self.forward(model, batch), part(model, "talker", Talker)
+        code, _ = talker.codes.cross_entropy(out["queries"], batch.labels)
+        return {"code": code.sum(), "advance": talker.advance_cross_entropy(out["hidden"], batch.advance)}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Steps that are not padding, and all."""
