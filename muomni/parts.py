@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from muomni.settings import TRAINING_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,9 @@ class ThinkerConfig:
     """0: dense. Otherwise experts per MoE layer."""
     n_active_experts: int = 2
     """Experts a token is sent to."""
-    balance_weight: float = 0.01
+    balance_weight: float = field(default=0.01, metadata=TRAINING_ONLY)
     """Weight of the MoE load-balance loss."""
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=TRAINING_ONLY)
     """Residual dropout probability in training."""
 
 
@@ -124,7 +126,7 @@ class AudioConfig:
     """Frames of the depthwise convolution in each block; 0 for none."""
     ctc_expand: int = 4
     """CTC positions per audio frame (4 -> 50 Hz), so that a character target fits."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=TRAINING_ONLY)
     """Residual dropout probability in training."""
 
 
@@ -144,15 +146,15 @@ class CodecConfig:
     """Entries per level."""
     factor: int = 8
     """Log-mel frames per code frame."""
-    ema_decay: float = 0.98
+    ema_decay: float = field(default=0.98, metadata=TRAINING_ONLY)
     """Decay of the codebooks' moving averages."""
-    commitment_weight: float = 0.25
+    commitment_weight: float = field(default=0.25, metadata=TRAINING_ONLY)
     """Weight of the commitment loss."""
-    scales_weight: float = 1.0
+    scales_weight: float = field(default=1.0, metadata=TRAINING_ONLY)
     """Weight of the absolute error of log-mel averaged over patches of 2, 4 and 8 frames and bands."""
-    adversarial_from: float = 1.0
+    adversarial_from: float = field(default=1.0, metadata=TRAINING_ONLY)
     """Share of the training steps after which discriminators of log-mel take part; 1: they never do."""
-    d_discriminator: int = 16
+    d_discriminator: int = field(default=16, metadata=TRAINING_ONLY)
     """Channels of the discriminators' convolutions."""
 
 
@@ -184,9 +186,9 @@ class TalkerConfig:
     """Frames by which codebooks 1.. of a frame come after its codebook 0 (acoustic delay): 0 or 1."""
     n_voices: int = 16
     """Speakers with an embedding of their own: the most frequent of the training recordings."""
-    dropout: float = 0.1
+    dropout: float = field(default=0.1, metadata=TRAINING_ONLY)
     """Residual dropout probability in training."""
-    noise: float = 0.1
+    noise: float = field(default=0.1, metadata=TRAINING_ONLY)
     """Share of past frames whose codes are random in the last training steps, from none in the first on."""
 
 
@@ -204,9 +206,9 @@ class VocoderConfig:
     """Log-mel frames that a convolution sees."""
     n_fft: int = 640
     """Samples of a spectrum: all but one hop of them is the delay of the waveform (30 ms)."""
-    d_discriminator: int = 16
+    d_discriminator: int = field(default=16, metadata=TRAINING_ONLY)
     """Channels of the discriminators' first convolution."""
-    adversarial_from: float = 0.5
+    adversarial_from: float = field(default=0.5, metadata=TRAINING_ONLY)
     """Share of the training steps after which discriminators take part; 1: they never do."""
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from muomni.errors import UserError
@@ -36,6 +37,23 @@ def to_dict(config: Any) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return plain(dataclasses.asdict(config))
+
+
+TRAINING_ONLY = {"training_only": True}
+"""Metadata of a field that training alone reads: two models that differ in it are of one kind."""
+
+
+def shaping(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """Of the plain values of a config class those that its weights and what they compute depend on."""
+    hints = typing.get_type_hints(cls)
+    left_out = {f.name for f in dataclasses.fields(cls) if f.metadata == TRAINING_ONLY}
+    return {
+        name: shaping(value, hints[name])
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints.get(name))
+        else value
+        for name, value in values.items()
+        if name not in left_out
+    }
 
 
 def from_dict(cls: type[T], values: dict[str, Any], *, path: str = "") -> T:

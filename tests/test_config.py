@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muomni import recipes
-from muomni.config import SIZES, STAGES, RunConfig, TokenBudgetError
+from muomni.config import SIZES, STAGES, ModelConfig, RunConfig, TokenBudgetError
 from muomni.data.audio import audio_frames, log_mel, normalise
-from muomni.settings import ConfigError, from_dict, override, to_dict
+from muomni.settings import ConfigError, from_dict, override, shaping, to_dict
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -113,3 +113,21 @@ def test_all_stages_of_all_sizes_have_one_definition_of_the_mel() -> None:
     model = recipes.model("nano")
     rows = audio_frames(wave, model.mel, factor=model.codec.factor).reshape(-1, model.mel.n_mels)[:25]
     assert torch.equal(rows, normalise(log_mel(wave, model.mel), model.mel))
+
+
+def test_what_shapes_a_model_is_all_but_what_training_alone_reads() -> None:
+    values = to_dict(recipes.model("nano"))
+    kept = shaping(values, ModelConfig)
+    left_out = {
+        f"{part}.{name}"
+        for part, own in values.items() if isinstance(own, dict)
+        for name in own if name not in kept[part]
+    }  # fmt: skip
+    assert left_out == {
+        "thinker.balance_weight", "thinker.dropout", "audio.dropout", "talker.dropout", "talker.noise",
+        "codec.ema_decay", "codec.commitment_weight", "codec.scales_weight", "codec.adversarial_from",
+        "codec.d_discriminator", "vocoder.adversarial_from", "vocoder.d_discriminator",
+    }  # fmt: skip
+    assert kept.keys() == values.keys()
+    # What an older version wrote is kept as it is, so that it is told.
+    assert shaping({"thinker": {"width": 3}, "gone": 1}, ModelConfig) == {"thinker": {"width": 3}, "gone": 1}

@@ -14,7 +14,7 @@ from muomni.config import STAGES, ModelConfig
 from muomni.data.text import Tokenizer
 from muomni.models.omni import OmniModel
 from muomni.models.weights import MANIFEST, CheckpointError, load_weights, newest_complete
-from muomni.settings import ConfigError, from_dict, to_dict
+from muomni.settings import ConfigError, from_dict, shaping, to_dict
 
 PARTS: dict[str, dict[str, str]] = {
     "audio": {"audio.": "audio.", "ctc_head.": "ctc_head."},
@@ -100,7 +100,7 @@ def find_stages(root: Path) -> dict[str, StageFiles]:
     }  # fmt: skip
     first = found[STAGES[0]]
     for stage, files in found.items():
-        if to_dict(files.config) != to_dict(first.config):
+        if _shaping(files.config) != _shaping(first.config):
             raise CheckpointError(
                 f"{files.path}: is of another size ({files.config.size}, "
                 f"{_difference(files.config, first.config)}) than stage {first.stage} "
@@ -159,8 +159,12 @@ def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
     return model.eval(), tokenizer, tuple(notes)
 
 
+def _shaping(config: ModelConfig) -> dict[str, Any]:
+    return shaping(to_dict(config), ModelConfig)
+
+
 def _difference(a: ModelConfig, b: ModelConfig) -> str:
-    ours, other = to_dict(a), to_dict(b)
+    ours, other = _shaping(a), _shaping(b)
     for part, value in ours.items():
         if isinstance(value, dict):
             for name in value:

@@ -20,7 +20,7 @@ from muomni.data.quarantine import Quarantine
 from muomni.data.usable import BEFORE_TRAINING
 from muomni.errors import UserError
 from muomni.models.weights import CheckpointError, load_weights, newest_complete
-from muomni.settings import to_dict
+from muomni.settings import shaping, to_dict
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -296,10 +296,13 @@ def parent_checkpoint(root: Path, *, parent: str, child: str, config: ModelConfi
 def check_same_model(
     saved: Mapping[str, Any], config: ModelConfig, *, keys: Sequence[str], where: Path
 ) -> None:
-    """Raise CheckpointError when a saved model's configuration differs in one of `keys`, naming the first."""
-    ours = to_dict(config)
+    """Raise CheckpointError when a saved model's configuration differs in one of `keys`, naming the first.
+
+    What training alone depends on may differ.
+    """
+    found, ours = shaping(saved, ModelConfig), shaping(to_dict(config), ModelConfig)
     for key in keys:
-        theirs, mine = saved.get(key), ours[key]
+        theirs, mine = found.get(key), ours[key]
         if theirs == mine:
             continue
         if isinstance(mine, dict) and isinstance(theirs, dict):

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "budget": {"errors"},
     "settings": {"errors"},
-    "parts": set(),
+    "parts": {"settings"},
     "config": {"budget", "parts", "settings", "tokens"},
     "recipes": {"config", "settings"},
     "alive": set(),

@@ -66,6 +66,16 @@ def test_another_size_is_named(copy: Path, tmp_path: Path, write_run: Callable) 
     assert "thinker.n_layers is 1 there, 2 here" in _error(copy)
 
 
+def test_stages_may_differ_in_what_training_alone_depends_on(copy: Path) -> None:
+    path = copy / "talker" / "checkpoints" / "step-00000001"
+    record = json.loads((path / "run.json").read_text())
+    record["config"]["model"]["talker"]["dropout"] = 0.7
+    record["config"]["model"]["vocoder"]["adversarial_from"] = 0.1
+    (path / "run.json").write_text(json.dumps(record))
+    write_manifest(path)
+    assert load(copy, device="cpu").say("the cat").size > 0
+
+
 def test_a_talker_of_another_thinker_is_refused(copy: Path) -> None:
     path = copy / "talker" / "checkpoints" / "step-00000001"
     record = json.loads((path / "run.json").read_text())

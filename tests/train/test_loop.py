@@ -225,6 +225,12 @@ def test_parent_of_another_size_is_one_line(tmp_path: Path) -> None:
     train(LineStage(_run()), _run(), tmp_path)
     with pytest.raises(CheckpointError, match="another size"):
         parent_checkpoint(tmp_path, parent="text", child="audio", config=model("base"))
+    # Another dropout is another training of the same model.
+    nano = model("nano")
+    thinker = dataclasses.replace(nano.thinker, dropout=0.5)
+    parent_checkpoint(
+        tmp_path, parent="text", child="audio", config=dataclasses.replace(nano, thinker=thinker)
+    )
 
 
 def test_corrupt_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
