@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from num2words import num2words
-
-_SIGNS = {"&": " and ", "*": " star ", "#": " pound ", "%": " percent ", "@": " at ", "+": " plus "}
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)(st|nd|rd|th)?\b")
-
-
-def _words(match: re.Match[str]) -> str:
-    number, ordinal = match.groups()
-    value = float(number) if "." in number else int(number)
-    return f" {num2words(value, ordinal=bool(ordinal) and '.' not in number)} "
+from muomni.data.spoken import as_words
 
 
 def scored_form(text: str) -> str:
@@ -23,12 +14,7 @@ def scored_form(text: str) -> str:
     Letters read one by one are one word however they are written (a.m., a m, AM), and the "and" that some say in
     numbers is dropped. Whether 1234 was one number or four digits cannot be told from the writing.
     """
-    text = unicodedata.normalize("NFKD", text.lower())
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    text = re.sub(r"\$(\d+(?:\.\d+)?)", r"\1 dollars", text)
-    text = _NUMBER.sub(_words, text)
-    for sign, word in _SIGNS.items():
-        text = text.replace(sign, word)
+    text = as_words(unicodedata.normalize("NFKD", text.lower()))
     # Apostrophes and combining accents are inside a word, all else that is no letter is between two.
     text = re.sub("['’\u0300-\u036f]", "", text)
     text = " ".join(re.sub(r"[^a-z]+", " ", text).split())

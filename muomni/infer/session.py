@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from muomni.config import TokenBudgetError
+from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.data.wordings import SAY
@@ -19,7 +20,7 @@ from muomni.infer.engine import Engine
 from muomni.infer.inputs import Clip, Picture, read_clip, read_picture
 from muomni.infer.loading import load_model
 from muomni.infer.sampling import Sampler, Sampling
-from muomni.infer.speech import SpeechStream
+from muomni.infer.speech import SpeechStream, pieces
 from muomni.infer.stream import Reply
 from muomni.infer.turn import Prompt, TurnStream
 from muomni.models.omni import OmniModel
@@ -29,6 +30,8 @@ MAX_NEW_TOKENS = 96
 """Default length of an answer, tokens."""
 SPEECH_TEMPERATURE = 0.7
 """Default temperature of the Talker: the likeliest code over and over is a hum, not speech."""
+CHARACTERS_A_FRAME = 0.75
+"""Of a text that is said in pieces: few speakers are slower than that (9.4 characters a second)."""
 SPEECH_TOP_K = 64
 """Codes the Talker chooses from."""
 
@@ -150,33 +153,34 @@ class Session:
     ) -> np.ndarray:
         """Speak a text: float32 samples in [-1, 1] at mel.sample_rate. The conversation is not touched.
 
-        The same text, settings and seed give the same samples.
+        Numbers are read as English ones. A long text is said in pieces, cut behind sentences where that is enough. The
+        same text, settings and seed give the same samples.
         voice: one of `voices`, None for the first. voice_from: a recording of whoever is to be imitated, as far as that
         goes: only the mean spectrum of a voice is taken from it.
-        Raises RequestError for an empty text, an unknown voice, or two of them; MediaError; TokenBudgetError for a text
-        or a recording that is too long.
+        Raises RequestError for an empty text, an unknown voice, or two of them; MediaError; TokenBudgetError for a
+        recording that is too long. Warns of a piece that the Talker says so slowly that its end is cut.
         """
-        ids = self.tokenizer.encode(text)
-        if not ids:
-            raise RequestError("text: nothing to say; give some text.")
-        if len(ids) > self.config.max_audio_tokens:
-            raise TokenBudgetError(
-                f"text: {len(ids)} tokens, at most {self.config.max_audio_tokens} can be spoken at once; "
-                "shorten it."
-            )
-        states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + text), ids)
         if voice is not None and voice_from is not None:
             raise RequestError("voice: give a name or a recording, not both.")
         told = self._voice(voice) if voice_from is None else self._voice_of(voice_from)
-        speech = self._speech(temperature, seed, top_k=top_k, voice=told)
-        parts = [
-            speech.text(state, embed, self.tokenizer.spell(token))
-            for state, embed, token in zip(states, embeds, ids, strict=True)
-        ]
-        speech.end()
-        while speech.ready:
-            parts.append(speech.frame())
-        return np.concatenate([*parts, speech.flush()])
+        parts: list[np.ndarray] = []
+        room = int(CHARACTERS_A_FRAME * self.config.max_audio_tokens)
+        for i, piece in enumerate(pieces(" ".join(as_words(text).split()), room)):
+            ids = self.tokenizer.encode(piece)
+            states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + piece), ids)
+            speech = self._speech(temperature, seed + i, top_k=top_k, voice=told)
+            for state, embed, token in zip(states, embeds, ids, strict=True):
+                parts.append(speech.text(state, embed, self.tokenizer.spell(token)))
+            speech.end()
+            while speech.ready:
+                parts.append(speech.frame())
+            parts.append(speech.flush())
+            if not speech.finished:
+                seconds = self.config.max_audio_samples / self.config.mel.sample_rate
+                warnings.warn(f"say: {piece!r} is cut after {seconds:.2f} s.", stacklevel=2)
+        if not parts:
+            raise RequestError("text: nothing to say; give some text.")
+        return np.concatenate(parts)
 
     def _sampler(self, sampling: Sampling, *, seed: int, n_ids: int | None = None) -> Sampler:
         forbidden = self.engine.forbidden(n_ids, allowed=(EOS,)) if n_ids is not None else ()

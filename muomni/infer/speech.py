@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,20 @@ from muomni.models.omni import OmniModel
 from muomni.models.script import Reading
 
 NO_SAMPLES = np.zeros(0, np.float32)
+_ENDS = (r"[.!?…]+\s", r"[,;:]\s", r"\s")
+"""Where a text may be cut, best first: behind a sentence, a part of it, a word."""
+
+
+def pieces(text: str, most: int) -> list[str]:
+    """A text in order, in pieces of at most `most` characters, white space around them left out."""
+    rest, found = text.strip(), list[str]()
+    while len(rest) > most:
+        window = rest[: most + 1]
+        cuts = ([match.end() for match in re.finditer(end, window)] for end in _ENDS)
+        cut = next((own[-1] for own in cuts if own), most)
+        found.append(rest[:cut].rstrip())
+        rest = rest[cut:].lstrip()
+    return [*found, rest] if rest else found
 
 
 class SpeechStream:

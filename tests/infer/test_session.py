@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from muomni.config import TokenBudgetError
@@ -14,6 +16,7 @@ from muomni.data.media import MediaError
 from muomni.data.template import Turn, render
 from muomni.infer.inputs import read_clip
 from muomni.infer.session import RequestError, Session
+from muomni.infer.speech import pieces
 from muomni.infer.stream import collect
 from muomni.models.script import MAX_ADVANCE, Text
 from muomni.tokens import EOS, N_SPECIAL
@@ -308,6 +311,38 @@ def test_same_seed_and_text_repeat_speech_and_another_text_changes_it(session: S
     assert len(first) != len(other) or not np.array_equal(first, other)
     with pytest.raises(RequestError, match="nothing to say"):
         session.say("")
+
+
+@given(text=st.text(alphabet="ab .,!?;é\n", max_size=80), most=st.integers(1, 20))
+def test_pieces_are_the_text_in_order_and_short_enough(text: str, most: int) -> None:
+    found = pieces(text, most)
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(0 < len(piece) <= most and piece == piece.strip() for piece in found)
+
+
+def test_a_text_is_cut_behind_sentences_else_behind_their_parts_else_behind_words() -> None:
+    assert pieces("One two. Three four! Five", 21) == ["One two. Three four!", "Five"]
+    assert pieces("One, two three four five", 12) == ["One,", "two three", "four five"]
+    assert pieces("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert pieces(" \n", 3) == []
+
+
+def test_a_long_text_is_said_in_pieces_and_numbers_as_words(session: Session) -> None:
+    room = int(0.75 * session.config.max_audio_tokens)
+    assert room < 30
+    parts = [session.say("the cat sat on it.", seed=4), session.say("and the dog too", seed=5)]
+    whole = session.say("the cat sat on it. and the dog too", seed=4)
+    np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-5)
+    assert np.array_equal(session.say("4 & 22nd", seed=1), session.say("four and twenty-second", seed=1))
+
+
+def test_speech_that_is_cut_is_told(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.engine.model.talker, "mean_advance", lambda hidden: hidden.new_zeros(1))
+    with pytest.warns(UserWarning, match=r"say: 'the cat' is cut after 2\.56 s"):
+        said = session.say("the cat")
+    assert len(said) == session.config.max_audio_samples
+    reply = session.turn("the cat", max_new_tokens=5)
+    assert not reply.spoken and reply.codes.shape[1] == session.config.max_audio_tokens
 
 
 def test_a_voice_changes_the_speech_and_an_unknown_one_is_told(session: Session) -> None:
