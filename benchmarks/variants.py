@@ -11,7 +11,6 @@ from muomni_kernels import downsample, head, quantise, rowwise, triton_mel, trit
 from muomni import recipes
 from muomni.config import SIZES, ModelConfig
 from muomni.models.omni import OmniModel
-from muomni.models.script import MAX_ADVANCE
 from muomni.models.talker import DepthTransformer
 from muomni.models.vision import ContrastModel, VisionEncoder
 from muomni.nn.attention import Attention
@@ -135,7 +134,6 @@ def _record(config: ModelConfig) -> None:
     thinker, codec = config.thinker, config.codec
     _loss(thinker.vocab_size, thinker.d_model, n_heads=1, bias=False)
     _loss(codec.codebook_size, codec.latent_dim, n_heads=codec.n_codebooks, bias=True)
-    _loss(MAX_ADVANCE + 1, config.talker.d_model, n_heads=1, bias=True)
     _codes(codec.n_codebooks, codec.codebook_size, codec.latent_dim)
     _mel(config.mel.n_mels, config.audio.factor)
     for model in models(config):

@@ -238,7 +238,7 @@ def say(
     out: Path = Path("say.wav"),
     voice: str | None = None,
     voice_from: Path | None = None,
-    temperature: float = 0.7,
+    temperature: float = 0.2,
     seed: int = 0,
 ) -> None:
     """Speak a text with the Talker and write it as WAV.

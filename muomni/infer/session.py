@@ -28,8 +28,8 @@ from muomni.tokens import EOS
 
 MAX_NEW_TOKENS = 96
 """Default length of an answer, tokens."""
-SPEECH_TEMPERATURE = 0.7
-"""Default temperature of the Talker: the likeliest code over and over is a hum, not speech."""
+SPEECH_TEMPERATURE = 0.2
+"""Default temperature of the Talker: of 0 to 0.7 the one that is understood best (docs/LOG.md)."""
 CHARACTERS_A_FRAME = 0.75
 """Of a text that is said in pieces: few speakers are slower than that (9.4 characters a second)."""
 SPEECH_TOP_K = 64

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 MAX_FRAMES = 24
 """Code frames of a sample (1.92 s): Griffin-Lim takes a good part of their duration."""
-TEMPERATURE = 0.7
-"""Of the codes the Talker draws; its likeliest ones are soon silence."""
+TEMPERATURE = 0.2
+"""Of the codes the Talker draws, as in speaking."""
 
 
 def codec_samples(stage: CodecStage, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
