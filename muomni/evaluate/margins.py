@@ -43,8 +43,9 @@ DEMO: dict[str, Margin] = {
     "answer.loss.transcribe": _times(0.9),
     "answer.picture_used": _at(0.05),
     "answer.recording_used": _at(0.02),
-    "talker.next_code": _times(0.97),
-    "talker.text_used": _at(0.01),
+    "talker.next_code": _times(0.95),
+    "talker.text_used": _at(0.2),
+    "talker.stop": _times(0.7),
 }
 """Size nano, the whole demo."""
 
@@ -58,6 +59,7 @@ SHORTENED: dict[str, Margin] = DEMO | {
     "answer.recording_used": _at(0.0),
     "talker.next_code": _times(1.0),
     "talker.text_used": _at(0.0),
+    "talker.stop": _times(1.0),
 }
 """Size nano with the steps continuous integration has time for."""
 
