@@ -52,7 +52,7 @@ def train_stage(run: RunConfig, root: Path, *, console: Console, track: Sequence
         )
     for split, count in result.dropped.items():
         if count:
-            console.print(f"{run.stage:<10} {count} {split} samples left out: no room in the context")
+            console.print(f"{run.stage:<10} {count} {split} samples left out: they do not fit")
     return result
 
 

@@ -1,7 +1,8 @@
-"""Choosing ids from logits: greedy, or sampled with temperature, top-k, top-p and a seed per request."""
+"""Choosing ids from logits: greedy, or sampled with temperature, top-k, top-p, min-p and a seed per request."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,10 @@ class Sampling:
     """Only the k most likely ids."""
     top_p: float | None = None
     """Only the most likely ids whose probabilities first sum to p."""
+    min_p: float | None = None
+    """Only ids at least so probable, as a share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """Positive logits of ids chosen before are divided by it, negative ones multiplied (Keskar et al., CTRL, 2019)."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range."""
@@ -34,6 +39,12 @@ class Sampling:
             raise SamplingError(f"top_k: expected at least 1, got {self.top_k}.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise SamplingError(f"top_p: expected a number in (0, 1], got {self.top_p}.")
+        if self.min_p is not None and not 0.0 < self.min_p <= 1.0:
+            raise SamplingError(f"min_p: expected a number in (0, 1], got {self.min_p}.")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise SamplingError(
+                f"repetition_penalty: expected a number above 0, got {self.repetition_penalty}."
+            )
 
 
 class Sampler:
@@ -46,27 +57,46 @@ class Sampler:
         self.sampling, self.device = sampling, device
         self._generator = torch.Generator(device=device).manual_seed(seed)
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=device)
+        self._chosen: Tensor | None = None
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Choose one id a row: logits (..., V) any float -> int64 (...). The logits are not modified."""
-        scores = logits.float()
+        """Choose one id a row: logits (..., V) any float -> int64 (...). The logits are not modified.
+
+        With a repetition penalty all calls must be of one shape.
+        """
+        how, scores = self.sampling, logits.float()
         if len(self._forbidden):
             scores = scores.index_fill(-1, self._forbidden, float("-inf"))
-        if self.sampling.temperature == 0.0:
+        if how.repetition_penalty == 1.0:
+            return self._choose(scores)
+        if self._chosen is None:
+            self._chosen = torch.zeros_like(scores, dtype=torch.bool)
+        r = how.repetition_penalty
+        scores = torch.where(self._chosen, torch.where(scores > 0, scores / r, scores * r), scores)
+        ids = self._choose(scores)
+        self._chosen.scatter_(-1, ids[..., None], True)
+        return ids
+
+    def _choose(self, scores: Tensor) -> Tensor:
+        how = self.sampling
+        if how.temperature == 0.0:
             return scores.argmax(dim=-1)
-        kept = keep_likely(
-            scores / self.sampling.temperature, top_k=self.sampling.top_k, top_p=self.sampling.top_p
-        )
+        kept = keep_likely(scores / how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p)
         rows = kept.softmax(dim=-1).reshape(-1, kept.shape[-1])
         return torch.multinomial(rows, 1, generator=self._generator).reshape(kept.shape[:-1])
 
 
-def keep_likely(logits: Tensor, *, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Logits (..., V) with every id outside top-k, then outside top-p, at -inf; at least one id stays.
+def keep_likely(
+    logits: Tensor, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
+) -> Tensor:
+    """Logits (..., V) with every id outside top-k, top-p or min-p at -inf; at least one id stays.
 
-    top-p is taken over the probabilities that top-k leaves. Ties at the k-th place are resolved by
-    sorting order, so exactly k ids stay.
+    top-p is taken over the probabilities that top-k leaves, min-p as a share of the greatest. Ties at the k-th place are
+    resolved by sorting order, so exactly k ids stay.
     """
+    if min_p is not None:
+        least = logits.amax(-1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if top_k is None and top_p is None:
         return logits
     ordered, ids = logits.sort(dim=-1, descending=True, stable=True)

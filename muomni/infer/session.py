@@ -78,6 +78,8 @@ class Session:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         speech_temperature: float = SPEECH_TEMPERATURE,
         voice: str | None = None,
         seed: int = 0,
@@ -85,14 +87,15 @@ class Session:
         """One whole turn; `stream` with the same arguments gives the same text and samples piece by piece.
 
         image: one picture or several; audio: one clip or several, each at most max_audio_samples long.
-        temperature, top_k, top_p: of the text, 0 is greedy; speech_temperature: of the speech codes.
+        temperature, top_k, top_p, min_p, repetition_penalty: of the text, temperature 0 is greedy; see `Sampling`.
+        speech_temperature: of the speech codes.
         voice: one of `voices`, None for the first.
         Raises RequestError for nothing said and an unknown voice, MediaError, TokenBudgetError, SamplingError.
         """
         stream = self.stream(
             text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, speech_temperature=speech_temperature,
-            voice=voice, seed=seed,
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+            speech_temperature=speech_temperature, voice=voice, seed=seed,
         )  # fmt: skip
         for _ in stream:
             pass
@@ -109,6 +112,8 @@ class Session:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
         speech_temperature: float = SPEECH_TEMPERATURE,
         voice: str | None = None,
         seed: int = 0,
@@ -123,7 +128,13 @@ class Session:
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
         writing = self._sampler(
-            Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            Sampling(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            ),
             seed=seed,
             n_ids=self.tokenizer.vocab_size,
         )

@@ -29,6 +29,23 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     assert torch.isfinite(keep_likely(p.log(), top_p=1.0)).all()
 
 
+def test_min_p_keeps_what_is_probable_beside_the_likeliest() -> None:
+    p = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.04, 0.02, 0.9, 0.04]])
+    kept = torch.isfinite(keep_likely(p.log(), min_p=0.3 - 1e-6))
+    assert kept.tolist() == [[False, True, True, True], [False, False, True, False]]
+    # Beside top-k: what both leave.
+    assert torch.isfinite(keep_likely(p.log(), min_p=0.25, top_k=2))[0].tolist() == [False, True, False, True]
+
+
+def test_ids_chosen_before_are_less_likely_in_their_own_row() -> None:
+    logits = torch.tensor([[4.0, 3.0, -1.0], [-1.0, -1.5, -9.0]])
+    sampler = Sampler(Sampling(repetition_penalty=2.0), seed=0, device=CPU)
+    # 4 becomes 2 and is less than 3; 3 becomes 1.5, and 2 is the most again. -1 becomes -2, -1.5 becomes -3.
+    assert [sampler(logits).tolist() for _ in range(4)] == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert logits[0, 0] == 4.0
+    assert Sampler(Sampling(), seed=0, device=CPU)(logits).tolist() == [0, 0]
+
+
 def test_samples_follow_the_tempered_distribution_within_the_kept_ids() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     sampler = Sampler(Sampling(temperature=0.5, top_k=3), seed=1, device=CPU)
@@ -46,7 +63,13 @@ def test_a_seed_repeats_its_choices_whatever_the_global_state() -> None:
     assert not torch.equal(first, Sampler(Sampling(temperature=1.0), seed=8, device=CPU)(logits))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 0.0}, {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(ValueError, match="expected"):
         Sampling(**settings)
