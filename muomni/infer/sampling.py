@@ -91,8 +91,8 @@ def keep_likely(
 ) -> Tensor:
     """Logits (..., V) with every id outside top-k, top-p or min-p at -inf; at least one id stays.
 
-    top-p is taken over the probabilities that top-k leaves, min-p as a share of the greatest. Ties at the k-th place are
-    resolved by sorting order, so exactly k ids stay.
+    top-p is taken over the probabilities that top-k leaves, min-p as a share of the greatest. Ties at the k-th place
+    are resolved by sorting order, so exactly k ids stay.
     """
     if min_p is not None:
         least = logits.amax(-1, keepdim=True) + math.log(min_p)
