@@ -57,9 +57,8 @@ SHORTENED: dict[str, Margin] = DEMO | {
     "codec.weakest_codebook": _times(1.0),
     "answer.picture_used": _at(0.02),
     "answer.recording_used": _at(0.0),
-    "talker.next_code": _times(1.0),
-    "talker.text_used": _at(0.0),
-    "talker.stop": _times(1.0),
+    "talker.next_code": _times(0.97),
+    "talker.stop": _times(0.8),
 }
 """Size nano with the steps continuous integration has time for."""
 
