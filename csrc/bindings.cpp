@@ -12,6 +12,7 @@
 #include "element.h"
 #include "fused.h"
 #include "log_mel.h"
+#include "decode_bindings.h"
 #include "row_bindings.h"
 
 namespace py = pybind11;
@@ -265,4 +266,5 @@ PYBIND11_MODULE(_C, module) {
     define_downsample(&run_downsample<float>, &run_downsample_backward<float>);
     define_downsample(&run_downsample<uint16_t>, &run_downsample_backward<uint16_t>);
     define_rows(module);
+    define_decode(module);
 }

@@ -1,10 +1,11 @@
-// One block of frames -> log-mel, and the row-wise ops, compiled once for each instruction set and chosen at run time.
+// One block of frames -> log-mel, the row-wise ops and decoding, compiled once for each instruction set and chosen at run time.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "decode.h"
 #include "rows.h"
 #include "tables.h"
 
@@ -44,6 +45,7 @@ struct SimdLevel {
     void (*add)(const float* x, int64_t n, float* into);
     void (*end_streams)();                                       // before another thread reads what was streamed
     RowLevel rows;
+    DecodeLevel decode;
 };
 
 // What this CPU can run, the fastest first: of avx512, avx2 and base on x86-64, of neon on AArch64, elsewhere base. The

@@ -15,6 +15,8 @@ namespace {
 #include "dft400.inc.h"
 //
 #include "rows.inc.h"
+//
+#include "decode.inc.h"
 
 // Frames into lanes, windowed: even samples are the real, odd samples the imaginary part.
 void load_frames(const TableView& tables, const float* const* rows, Buffer into) {
@@ -225,7 +227,7 @@ void add(const float* x, int64_t n, float* into) {
 SimdLevel level();
 SimdLevel level() {
     return {MUOMNI_NAME, run_block, run_pooled, widen, clamp_whisper, to_bfloat16, mean_rows, add,
-            end_streams, row_level()};
+            end_streams, row_level(), {{product_float, product_int8}, attend}};
 }
 
 }  // namespace MUOMNI_LEVEL

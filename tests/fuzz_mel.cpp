@@ -16,6 +16,7 @@
 #include "fused.h"
 #include "fuzz_case.h"
 #include "fuzz_downsample.h"
+#include "fuzz_decode.h"
 #include "fuzz_rows.h"
 #include "log_mel.h"
 
@@ -283,6 +284,7 @@ int main(int argc, char** argv) {
             fuzz::run_case<float>(random);
         fuzz::check_downsample(random);
         fuzz::check_rows(random);
+        fuzz::check_decode(random);
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     std::string levels;

@@ -32,5 +32,6 @@ CHECK
 # Capture would swallow the report of the finding that ends the process.
 "$python" -m pytest -q --capture=no -p no:cacheprovider tests/kernels/test_mel.py \
     tests/kernels/test_mel_extension.py tests/kernels/test_mel_fused.py \
-    tests/kernels/test_mel_half.py tests/kernels/test_mel_window.py tests/kernels/test_row_cpp.py
+    tests/kernels/test_mel_half.py tests/kernels/test_mel_window.py tests/kernels/test_row_cpp.py \
+    tests/kernels/test_packed.py
 echo "sanitize: no findings"

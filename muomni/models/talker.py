@@ -16,7 +16,7 @@ from muomni.models.script import MAX_ADVANCE, Script
 from muomni.nn.block import Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.init import linear, table
-from muomni.nn.rope import rotary_tables
+from muomni.nn.rope import Rotary
 from muomni.tokens import IGNORE_INDEX
 
 ROPE_THETA = 10_000.0
@@ -84,7 +84,7 @@ class DepthTransformer(nn.Module):
         chosen, latent = [first], codes.vectors(first, 0)
         x = torch.cat([self.enter(state)[:, None], self._embed(latent[:, None], 0)], dim=1)
         for level in range(self.n_levels):
-            hidden = self.stack.step(x, None, None, cache)[:, -1]
+            hidden = self.stack.step(x, None, cache)[:, -1]
             chosen.append(sample(codes.logits(hidden @ self.queries[level], level + 1)))
             if level + 1 < self.n_levels:
                 latent = latent + codes.vectors(chosen[-1], level + 1)
@@ -207,9 +207,10 @@ class Talker(nn.Module):
         self.voices = Voices(cfg.n_voices, n_mels, d)
         self.from_latent = linear(codec.latent_dim, d)
         self.from_first = linear(codec.latent_dim, d) if cfg.delay else None
+        self._rotary = Rotary(head_dim=cfg.head_dim, theta=ROPE_THETA)
         self.stack = Stack(
             d, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
-            d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout,
+            d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout, rotary=self._rotary,
         )  # fmt: skip
         self.query = linear(d, codec.latent_dim, scale=0.1)
         self.advance = linear(d, MAX_ADVANCE + 1, bias=True)
@@ -278,7 +279,7 @@ class Talker(nn.Module):
             first = self.from_first(self.codes.vectors(told[:, 0], 0))
             before = before + torch.where(at >= 1, first.roll(1, 0), zero)
             before = before + torch.where(at >= 2, whole.roll(2, 0), zero)
-        hidden = self.stack(before + condition, *self._tables(positions), cu_seqlens, max_seqlen)
+        hidden = self.stack(before + condition, *self._rotary.tables(positions), cu_seqlens, max_seqlen)
         rest = self.depth(hidden.roll(-self.cfg.delay, 0), latents[:, :-1])
         return {
             "queries": torch.cat([self.query(hidden)[:, None], rest], dim=1),
@@ -352,7 +353,7 @@ class Talker(nn.Module):
         if state.frame is not None:
             before = before + self.from_latent(self.codes.latents(state.frame)[:, -1])
         x = (before + condition)[:, None]
-        return self.stack.step(x, *self._tables(state.backbone.lengths), state.backbone)[:, 0]
+        return self.stack.step(x, state.backbone.lengths.long()[:, None], state.backbone)[:, 0]
 
     def _whole(
         self, hidden: torch.Tensor, first: torch.Tensor, state: TalkerState, sample: SampleFn
@@ -363,6 +364,3 @@ class Talker(nn.Module):
             state.frame = self.depth.step(hidden, own, self.codes, state.depth, sample)
             return state.frame
         return None
-
-    def _tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return rotary_tables(positions, head_dim=self.cfg.head_dim, theta=ROPE_THETA)

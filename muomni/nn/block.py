@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from muomni_kernels.packed import LayerWeights, PackedStack, Weights, reason_against
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +16,8 @@ from muomni.nn.cache import CacheLayer, KVCache
 from muomni.nn.conv import PackedConv, same_document
 from muomni.nn.moe import FeedForward, MoE
 from muomni.nn.norm import RMSNorm
+from muomni.nn.packing import Packs
+from muomni.nn.rope import Rotary
 
 
 class Block(nn.Module):
@@ -108,7 +112,7 @@ class Block(nn.Module):
         return residual, self._drop(self.ff(x))
 
 
-class Stack(nn.Module):
+class Stack(Packs[PackedStack]):
     """Blocks and the norm behind them. Each addition to the residual stream is joined with the norm that follows."""
 
     def __init__(
@@ -125,10 +129,11 @@ class Stack(nn.Module):
         conv_kernel: int = 0,
         n_experts: int = 0,
         n_active_experts: int = 2,
+        rotary: Rotary | None = None,
     ) -> None:
-        """As `Block`."""
+        """As `Block`; rotary: what positions do in `step`, None for nothing."""
         super().__init__()
-        self.conv_kernel, self.dropout = conv_kernel, dropout
+        self.conv_kernel, self.dropout, self.rotary = conv_kernel, dropout, rotary
         self.recompute = False
         """Keep each block's inputs alone for the backward, which computes the rest again: less memory, more time."""
         self.blocks = nn.ModuleList(
@@ -164,18 +169,79 @@ class Stack(nn.Module):
         return self.norm.add(x, branch)[0]
 
     def step(
-        self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, cache: KVCache
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: KVCache,
+        rows: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """New positions x (B, Tq, d_model) behind those in the cache, which grows by Tq -> states (B, Tq, d_model).
 
-        cos, sin: (B * Tq, head_dim / 2) or None. Raises ValueError when the cache is full, or a block has a
+        positions: (B, Tq) int64, or (B, Tq, 3) with sections; None without rotary positions. rows: the B sequences of
+        the cache that are meant, each once; None for all. Raises ValueError when the cache is full, or a block has a
         convolution.
         """
+        if self.packed is not None and not torch.is_grad_enabled():
+            return self._packed_step(self.packed, x, positions, cache, rows)
+        if rows is not None:
+            # One by one: a product of several rows need not give each what it gives alone.
+            places = [None] * len(rows) if positions is None else positions.split(1)
+            each = zip(x.split(1), places, rows, strict=True)
+            return torch.cat([self.step(own, at, cache.row(row)) for own, at, row in each])
         n_new = x.shape[1]
         cache.reserve(n_new)
+        cos, sin = None, None
+        if self.rotary is not None and positions is not None:
+            cos, sin = self.rotary.tables(positions.flatten(0, 1))
         branch = None
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x, branch = block.step(x, branch, cos, sin, cache.layer(i))
         cache.advance(n_new)
         return self.norm.add(x, branch)[0]
+
+    def _packed_step(
+        self,
+        packed: PackedStack,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: KVCache,
+        rows: Sequence[int] | None,
+    ) -> torch.Tensor:
+        rows = range(cache.batch) if rows is None else rows
+        cache.reserve(x.shape[1], rows)
+        lengths = [int(cache.used[row]) for row in rows]
+        y = packed.step(x, positions, cache.k, cache.v, rows=list(rows), lengths=lengths)
+        cache.advance(x.shape[1], rows)
+        return y
+
+    def pack(self, *, weights: Weights = "float32", n_positions: int = 0) -> str | None:
+        """Copy the weights for `step` in C++, which is many times as fast on a CPU; None, or why it cannot be.
+
+        weights: as `muomni_kernels.packed`. n_positions: rotary positions from 0 that may be met.
+        """
+        reason = reason_against(*self.parameters())
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        if any(block.conv is not None or isinstance(block.ff, MoE) for block in blocks):
+            reason = "a block has a convolution or experts"
+        if reason:
+            return reason
+        layers = []
+        for block in blocks:
+            attention, ff = block.attention, block.ff
+            assert isinstance(ff, FeedForward)
+            layers.append(
+                LayerWeights(
+                    attention_norm=block.attention_norm.weight, q_norm=attention.q_weight, k_norm=attention.k_weight,
+                    ff_norm=block.ff_norm.weight, qkv=attention.qkv.weight, out=attention.out.weight,
+                    gate_up=ff.gate_up.weight, down=ff.down.weight,
+                )
+            )  # fmt: skip
+        attention = blocks[0].attention
+        self.packed = PackedStack(
+            layers, self.norm.weight, n_heads=attention.n_heads, n_kv_heads=attention.n_kv_heads,
+            head_dim=attention.head_dim, eps=self.norm.eps, weights=weights,
+            tables=None if self.rotary is None else self.rotary.line(n_positions),
+            axes=() if self.rotary is None else self.rotary.axes,
+        )  # fmt: skip
+        return None

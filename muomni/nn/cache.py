@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -29,7 +31,10 @@ class CacheLayer:
 
 
 class KVCache:
-    """Preallocated keys and values. The layers of one step all append, then `advance` is called once."""
+    """Preallocated keys and values. The layers of one step all append, then `advance` is called once.
+
+    Nothing is moved or allocated after the start, so that a step can be recorded and replayed.
+    """
 
     def __init__(
         self,
@@ -46,20 +51,37 @@ class KVCache:
         shape = (n_layers, batch, max_len, n_kv_heads, head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = torch.zeros(batch, device=device, dtype=torch.int32)
+        self.used = np.zeros(batch, np.int32)
+        """(B,) positions of each sequence, known without asking the device."""
+        # On a CPU they are one memory.
+        self.lengths = torch.from_numpy(self.used).to(device)
+        """(B,) int32, the same on the device."""
         self.max_len = max_len
-        self._longest = 0
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.used)
 
     @property
     def longest(self) -> int:
-        """Positions of the longest sequence, known without asking the device."""
-        return self._longest
+        """Positions of the longest sequence."""
+        return int(self.used.max(initial=0))
 
-    def reserve(self, n_new: int) -> None:
-        """Check that n_new more positions fit. Raises ValueError when they do not."""
-        if self._longest + n_new > self.max_len:
+    def row(self, index: int) -> KVCache:
+        """One sequence as a cache of its own: the same memory."""
+        row = object.__new__(KVCache)
+        row.k, row.v = self.k[:, index : index + 1], self.v[:, index : index + 1]
+        row.used, row.lengths = self.used[index : index + 1], self.lengths[index : index + 1]
+        row.max_len = self.max_len
+        return row
+
+    def reserve(self, n_new: int, rows: Sequence[int] | None = None) -> None:
+        """Check that n_new more positions of some sequences, or all, fit. Raises ValueError when they do not."""
+        longest = self.longest if rows is None else max((int(self.used[row]) for row in rows), default=0)
+        if longest + n_new > self.max_len:
             raise ValueError(
-                f"cache: {self._longest} positions are used, {n_new} more do not fit in {self.max_len}; "
+                f"cache: {longest} positions are used, {n_new} more do not fit in {self.max_len}; "
                 "make the cache longer or the sequence shorter."
             )
 
@@ -67,17 +89,25 @@ class KVCache:
         """Layer `index`, to append to."""
         return CacheLayer(self.k[index], self.v[index], self.lengths)
 
-    def advance(self, n_new: int) -> None:
-        """Count n_new appended positions in every sequence."""
-        self.lengths = self.lengths + n_new
-        self._longest += n_new
+    def advance(self, n_new: int, rows: Sequence[int] | None = None) -> None:
+        """Count n_new appended positions in some sequences, or all."""
+        for row in range(self.batch) if rows is None else rows:
+            self.used[row] += n_new
+        if self.lengths.device.type != "cpu":
+            # On the device alone, and so part of what is recorded.
+            for lengths in [self.lengths] if rows is None else [self.lengths[row : row + 1] for row in rows]:
+                lengths += n_new
 
-    def truncate(self, lengths: list[int]) -> None:
+    def truncate(self, lengths: Sequence[int]) -> None:
         """Forget what is behind the given length of each sequence: padding of a prefill, a discarded turn."""
-        self.lengths = torch.tensor(lengths, device=self.lengths.device, dtype=torch.int32)
-        self._longest = max(lengths, default=0)
+        self.used[:] = lengths
+        self._tell()
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
-        self.lengths = torch.zeros_like(self.lengths)
-        self._longest = 0
+        self.used[:] = 0
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.lengths.device.type != "cpu":
+            self.lengths.copy_(torch.from_numpy(self.used), non_blocking=True)

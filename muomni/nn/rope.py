@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 
@@ -53,6 +55,30 @@ def rotary_tables(
         chosen = positions[:, axes]
     angles = chosen.float() * frequencies
     return angles.cos(), angles.sin()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """How a stack's positions turn its heads."""
+
+    head_dim: int
+    theta: float
+    sections: tuple[int, int, int] | None = None
+    """Shares of time, height and width; None for 1-D positions."""
+
+    def tables(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`rotary_tables` of positions (T,), or (T, 3) with sections."""
+        return rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, sections=self.sections)
+
+    @property
+    def axes(self) -> list[int]:
+        """(head_dim / 2,) the axis of each frequency."""
+        n = self.head_dim // 2
+        return [0] * n if self.sections is None else frequency_axes(n, self.sections)
+
+    def line(self, n_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of positions 0 to n_positions - 1 on every axis, (n_positions, head_dim / 2)."""
+        return rotary_tables(torch.arange(n_positions), head_dim=self.head_dim, theta=self.theta)
 
 
 def segment_ids(cu_seqlens: torch.Tensor, n_rows: int) -> torch.Tensor:

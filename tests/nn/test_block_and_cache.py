@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from muomni_kernels import cpp
 
 from muomni.nn.attention import Attention
 from muomni.nn.block import Block, Stack
 from muomni.nn.cache import KVCache
 from muomni.nn.conv import same_document
 from muomni.nn.moe import FeedForward, MoE
-from muomni.nn.rope import rotary_tables
+from muomni.nn.rope import Rotary, rotary_tables
 
 
 def _softmax_attention(layer: Attention, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -51,9 +52,8 @@ def _step_all(stack: Stack, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     parts = []
     for part in x.split(sizes, dim=1):
         start = cache.longest
-        positions = torch.arange(start, start + part.shape[1]).repeat(x.shape[0])
-        cos, sin = rotary_tables(positions, head_dim=8, theta=1e4)
-        parts.append(stack.step(part, cos, sin, cache))
+        positions = torch.arange(start, start + part.shape[1]).expand(x.shape[0], -1)
+        parts.append(stack.step(part, positions, cache))
     return torch.cat(parts, dim=1)
 
 
@@ -62,8 +62,9 @@ def _step_all(stack: Stack, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 def test_steps_of_any_size_equal_the_packed_forward(n_experts: int) -> None:
     torch.manual_seed(0)
     stack = Stack(
-        16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True, n_experts=n_experts
-    )
+        16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True, n_experts=n_experts,
+        rotary=Rotary(head_dim=8, theta=1e4),
+    )  # fmt: skip
     x = torch.randn(2, 10, 16)
     cos, sin = rotary_tables(torch.arange(10).repeat(2), head_dim=8, theta=1e4)
     full = stack(x.view(20, 16), cos, sin, torch.tensor([0, 10, 20], dtype=torch.int32), 10).view(2, 10, 16)
@@ -165,4 +166,61 @@ def test_a_stack_adds_every_branch_to_the_residual_stream(conv_kernel: int) -> N
 def test_a_block_that_sees_the_future_cannot_be_stepped() -> None:
     stack = Stack(16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=32, causal=False, conv_kernel=3)
     with pytest.raises(ValueError, match="cannot be stepped"):
-        stack.step(torch.zeros(1, 1, 16), None, None, KVCache(1, 1, 4, 2, 8))
+        stack.step(torch.zeros(1, 1, 16), None, KVCache(1, 1, 4, 2, 8))
+
+
+def _packable(**changes: object) -> Stack:
+    torch.manual_seed(0)
+    rotary = Rotary(head_dim=8, theta=1e4, sections=(2, 1, 1))
+    settings = {
+        "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 32, "causal": True, "rotary": rotary
+    }  # fmt: skip
+    return Stack(16, **(settings | changes)).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(cpp.extension() is None, reason=str(cpp.available()))
+@torch.inference_mode()
+def test_a_packed_stack_steps_as_the_blocks_do() -> None:
+    stack, x, positions = _packable(), torch.randn(3, 7, 16), torch.randint(0, 30, (3, 7, 3))
+    plain, packed = KVCache(2, 3, 9, 2, 8), KVCache(2, 3, 9, 2, 8)
+    expected = [stack.step(x[:, :4], positions[:, :4], plain)]
+    expected.append(stack.step(x[::2, 4:], positions[::2, 4:], plain, rows=[0, 2]))
+    assert stack.pack(n_positions=30) is None
+    found = [stack.step(x[:, :4], positions[:, :4], packed)]
+    found.append(stack.step(x[::2, 4:], positions[::2, 4:], packed, rows=[0, 2]))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed.k, plain.k, atol=1e-5, rtol=1e-5)
+    assert packed.lengths.tolist() == plain.lengths.tolist() == [7, 4, 7]
+    with pytest.raises(ValueError, match="do not fit"):
+        stack.step(x[:1, :3], positions[:1, :3], packed, rows=[0])
+
+
+@pytest.mark.skipif(cpp.extension() is None, reason=str(cpp.available()))
+def test_packed_weights_are_dropped_when_they_may_have_changed() -> None:
+    stack = _packable()
+    for change in (stack.train, stack.float, lambda: stack.load_state_dict(stack.state_dict())):
+        stack.eval()
+        assert stack.pack(n_positions=30) is None and stack.packed is not None
+        change()
+        assert stack.packed is None
+    stack.eval().pack(n_positions=30)
+    assert stack.packed is not None, "eval changes no weight"
+
+
+def test_what_has_no_c_plus_plus_step_says_why() -> None:
+    assert "experts" in str(_packable(n_experts=3).pack())
+    assert "float32" in str(_packable().bfloat16().pack())
+
+
+@torch.no_grad()
+def test_one_row_of_a_cache_is_the_same_memory() -> None:
+    layer = Attention(16, n_heads=4, n_kv_heads=2, head_dim=8, causal=True)
+    cache = KVCache(1, 3, 6, 2, 8)
+    row = cache.row(1)
+    layer.step(torch.randn(1, 2, 16), None, None, row.layer(0))
+    row.advance(2)
+    assert cache.used.tolist() == [0, 2, 0] == cache.lengths.tolist()
+    assert cache.k[0, 1, :2].abs().min() > 0 and not cache.k[0, ::2].any()
+    cache.truncate([0, 1, 0])
+    assert row.longest == 1
