@@ -196,13 +196,11 @@ def chat(
     session = muomni.load(run)
 
     def turn(line: str | None, picture: Path | None, sound: Path | None) -> None:
-        from muomni.data.media import write_wav
-
-        reply = session.turn(
+        reply = session.chat(
             line, image=picture, audio=sound, temperature=temperature, seed=seed, speak=out is not None
         )
         if out is not None:
-            write_wav(out, reply.waveform, reply.sample_rate)
+            reply.audio.save(out)
         if json_:
             print(
                 json.dumps({"text": reply.text, "audio": str(out) if out else None, "timings": reply.timings})
@@ -252,14 +250,13 @@ def say(
         seed: Seed of sampling.
     """
     import muomni
-    from muomni.data.media import write_wav
 
     _one_thread()
-    waveform = muomni.load(run).say(
+    audio = muomni.load(run).speak(
         text, voice=voice, voice_from=voice_from, temperature=temperature, seed=seed
     )
-    write_wav(out, waveform, 16_000)
-    print(f"{out}: {len(waveform) / 16_000:.2f} s")
+    audio.save(out)
+    print(f"{out}: {audio.seconds:.2f} s")
 
 
 @app.command

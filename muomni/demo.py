@@ -142,9 +142,9 @@ def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
     shown = embedded.SET.pictures("test")[0]
     asked = next(q for q in embedded.SET.questions("test") if q.kind == "group")
     session.reset()
-    reply = session.turn(image=embedded.SET.file(shown), audio=embedded.SET.file(asked), seed=0)
+    reply = session.chat(image=embedded.SET.file(shown), audio=embedded.SET.file(asked), seed=0)
     (out / "answer.txt").write_text(reply.text + "\n", encoding="utf-8")
-    write_wav(out / "reply.wav", reply.waveform, reply.sample_rate)
+    write_wav(out / "reply.wav", reply.audio.waveform, reply.audio.sample_rate)
     (out / "picture.png").write_bytes(png(shown))
     timings = {name: value for name, value in reply.timings.items() if value is not None}
     said = {
@@ -161,7 +161,7 @@ def omni_turn(session: Session, out: Path) -> tuple[Turn, dict[str, Any]]:
         question_note=f"synthetic voice {asked.voice}; wording and picture never seen in training",
         question_sound=sound(embedded.SET.waveform(asked), session),
         answer=reply.text,
-        reply_sound=sound(reply.waveform, session),
+        reply_sound=sound(reply.audio.waveform, session),
         timings=said,
     )
     return turn, timings
@@ -201,7 +201,7 @@ def examples(session: Session) -> list[Section]:
         for kind in ("name", "group"):
             question = [q for q in asked if q.kind == kind][i % 10]
             session.reset()
-            reply = session.turn(
+            reply = session.chat(
                 image=embedded.SET.file(item), audio=embedded.SET.file(question), speak=False
             )
             answers.append(reply.text)
@@ -213,7 +213,7 @@ def examples(session: Session) -> list[Section]:
     for clip in spread(fitting, N_EXAMPLES):
         waveform = embedded.SET.waveform(clip)
         session.reset()
-        thought = session.turn("what is said here", audio=embedded.SET.file(clip), speak=False).text
+        thought = session.chat("what is said here", audio=embedded.SET.file(clip), speak=False).text
         player = sound(waveform, session).player(spectrogram=False)
         heard.append(
             (player, text(clip.text), text(session.transcribe(embedded.SET.file(clip))), text(thought))
@@ -221,7 +221,7 @@ def examples(session: Session) -> list[Section]:
     spoken: list[tuple[str, ...]] = []
     for clip in spread(sorted(fitting, key=lambda c: c.n_samples)[len(fitting) // 3 :], 3):
         real, copied = embedded.SET.waveform(clip), codec_copy(session, embedded.SET.waveform(clip))
-        own = session.say(clip.text, seed=0)
+        own = session.speak(clip.text, seed=0).waveform
         spoken.append((text(clip.text), *(sound(w, session).player() for w in (real, copied, own))))
     session.reset()
     return [

@@ -128,7 +128,7 @@ def listen(
     bootstrap_seed: int = 0,
     progress: Progress = lambda done, total, what: None,
 ) -> Listening:
-    """Make every path's sound of every item and have it judged. seeds: of `Session.say`.
+    """Make every path's sound of every item and have it judged. seeds: of `Session.speak`.
 
     Raises UserError when no item is fit to be judged.
     """
@@ -144,7 +144,7 @@ def listen(
             name: [(None, path(original))] for name, path in paths.items()
         }
         voice, other = _voices(session, item.speaker)
-        takes[SAY] = [(seed, session.say(item.text, voice=voice, seed=seed)) for seed in seeds]
+        takes[SAY] = [(seed, session.speak(item.text, voice=voice, seed=seed).waveform) for seed in seeds]
         near = [
             abs(len(said) - len(original)) <= WITHIN * session.config.mel.sample_rate
             for _, said in takes[SAY]
@@ -153,7 +153,7 @@ def listen(
         if panel.voice is not None:
             voices.append(panel.voice(original))
             if other is not None:
-                said = panel.voice(session.say(item.text, voice=other, seed=seeds[0]))
+                said = panel.voice(session.speak(item.text, voice=other, seed=seeds[0]).waveform)
                 tally.note(SAY, "other_voice", said @ voices[-1])
         heard.append([])
         for name, sounds in takes.items():

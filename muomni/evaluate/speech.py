@@ -135,7 +135,7 @@ def evaluate_talker(session: Session, clips: Material, *, seed: int) -> list[Fig
     samples = session.config.samples_per_frame
     said = np.array(
         [
-            len(session.say(item.text, voice=voice, seed=seed)) // samples
+            len(session.speak(item.text, voice=voice, seed=seed).waveform) // samples
             for item, voice in zip(items, voices, strict=True)
         ]
     )

@@ -84,7 +84,7 @@ def measure_speed(
         blocks = timed("codec_decode", partial(decode, codes), **about)
         timed("vocoder", partial(speak, blocks), **about)
         started = _now(device)
-        n_said = len(session.say(text, seed=seed))
+        n_said = len(session.speak(text, seed=seed).waveform)
         if i > 0:
             used["say"] = used.get("say", 0.0) + _now(device) - started
             sound["say"] = sound.get("say", 0.0) + n_said / mel.sample_rate

@@ -26,9 +26,9 @@ class Said:
 class Conversation:
     """The turns a session remembers; a turn is kept or forgotten whole, media included."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Nothing said yet."""
-        self.config = config
+    def __init__(self, config: ModelConfig, *, max_positions: int) -> None:
+        """Nothing said yet. max_positions: rotary positions there are."""
+        self.config, self._max_positions = config, max_positions
         self.turns: list[Said] = []
 
     def ask(self, said: Said, *, reserve: int) -> int:

@@ -1,4 +1,4 @@
-"""The model behind a session: encoders, prefill into the KV cache, decode steps. It keeps no history."""
+"""The model behind sessions: encoders, the cache they share, batched decoding, and lanes to speak in."""
 
 from __future__ import annotations
 
@@ -9,24 +9,82 @@ from torch import Tensor
 
 from muomni.data.audio import decode_ctc
 from muomni.data.template import Document, Turn, render
+from muomni.infer.batch import Batch
+from muomni.infer.decoding import TextDecoder
+from muomni.infer.lane import Lane
+from muomni.infer.rows import Rows
+from muomni.infer.sampling import Sampling
 from muomni.models.fuse import place_features
 from muomni.models.omni import OmniModel
-from muomni.models.thinker import KVCache
-from muomni.tokens import N_SPECIAL
+from muomni.models.recording import Record, cuda_record
+from muomni.models.thinker import Weights
+from muomni.tokens import EOS, N_SPECIAL
+
+POSITIONS_A_TOKEN = 32
+"""Rotary positions there are for each position of the context: a film without sound takes time, not tokens."""
 
 
 class Engine:
-    """Forward passes of one OmniModel in eval mode, batch 1, without gradients."""
+    """One OmniModel in eval mode, without gradients, for several conversations at once."""
 
-    def __init__(self, model: OmniModel) -> None:
-        """Use the model where it is."""
+    def __init__(
+        self,
+        model: OmniModel,
+        *,
+        n_ids: int,
+        n_rows: int = 8,
+        weights: Weights = "float32",
+        record: Record | None = None,
+    ) -> None:
+        """Use the model where it is; on a CPU its decode steps are packed for C++ where that can be.
+
+        n_ids: entries of the tokenizer, the model may have more; n_rows: answers that can be written at the same time,
+        and conversations that are remembered without being read again; weights: of decode steps on a CPU, int8 for four
+        times less memory to be read; record: how steps are recorded, by default as CUDA graphs on a GPU.
+        """
         self.model = model.eval()
         self.config = model.config
         self.device = next(model.parameters()).device
+        self.unpacked = self._pack(weights)
+        """Why decode steps are not packed for C++; None when they are."""
+        self._record = cuda_record() if record is None and self.device.type == "cuda" else record
+        self.decoder = TextDecoder(
+            model.thinker, n_rows=n_rows, max_len=self.config.max_seq_len, forbidden=self._forbidden(n_ids),
+            record=self._record,
+        )  # fmt: skip
+        self.batch, self.rows = Batch(self.decoder), Rows(n_rows)
+        self._lanes: list[Lane] = []
 
-    def new_cache(self, max_len: int | None = None) -> KVCache:
-        """Room for one sequence of max_len positions (the whole context by default)."""
-        return self.model.thinker.new_cache(1, max_len or self.config.max_seq_len)
+    def _pack(self, weights: Weights) -> str | None:
+        config, talker = self.config, self.model.talker
+        n_frames = config.max_audio_tokens + config.talker.delay
+        return (
+            self.model.thinker.pack(weights=weights, n_positions=self.max_positions)
+            or talker.stack.pack(weights=weights, n_positions=n_frames)
+            or talker.depth.stack.pack(weights=weights)
+        )
+
+    def _forbidden(self, n_ids: int) -> list[int]:
+        """Ids that are never written: control tokens but EOS, and entries beyond the tokenizer's."""
+        controls = [i for i in range(N_SPECIAL) if i != EOS]
+        return controls + list(range(n_ids, self.config.thinker.vocab_size))
+
+    @property
+    def max_positions(self) -> int:
+        """Rotary positions there are."""
+        return POSITIONS_A_TOKEN * self.config.max_seq_len
+
+    def borrow(self, sampling: Sampling, *, seed: int) -> Lane:
+        """A lane for one utterance, begun; `put_back` when it is over."""
+        lane = self._lanes.pop() if self._lanes else Lane(
+            self.model, max_frames=self.config.max_audio_tokens, record=self._record
+        )  # fmt: skip
+        lane.begin(sampling, seed=seed)
+        return lane
+
+    def put_back(self, lane: Lane) -> None:
+        """The utterance is over: another one may use its lane."""
+        self._lanes.append(lane)
 
     @torch.inference_mode()
     def see(self, images: Tensor) -> Tensor:
@@ -54,19 +112,6 @@ class Engine:
         return embeds
 
     @torch.inference_mode()
-    def extend(self, embeds: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        """Prefill: append (n, d_model) with positions (n, 3) to the cache -> hidden states (n, d_model)."""
-        cache.reserve(len(embeds))
-        return self.model.thinker.step(embeds[None], positions.to(self.device)[None], cache)[0]
-
-    @torch.inference_mode()
-    def step(self, token: int, position: int, cache: KVCache) -> tuple[Tensor, Tensor]:
-        """Append one text token -> (hidden state, embedding), each (1, 1, d_model)."""
-        embed = self.model.thinker.embed(torch.tensor([token], device=self.device))
-        places = torch.full((1, 3), position, dtype=torch.int64)
-        return self.extend(embed, places, cache)[None], embed[None]
-
-    @torch.inference_mode()
     def spoken_states(self, asked: Sequence[int], ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """States and embeddings of an answer's text positions, both (n, d_model).
 
@@ -79,19 +124,10 @@ class Engine:
             max_seq_len=self.config.max_seq_len,
         )
         embeds = self.embed(document)
-        states = self.extend(embeds, document.positions, self.new_cache(len(document)))
+        cache = self.model.thinker.new_cache(1, len(document))
+        states = self.model.thinker.step(embeds[None], document.positions.to(self.device)[None], cache)[0]
         start, end = document.answers[0]
         return states[start:end], embeds[start:end]
-
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden state (d_model,) -> logits (vocab_size,)."""
-        return self.model.thinker.logits(hidden)
-
-    def forbidden(self, known: int, allowed: Sequence[int]) -> list[int]:
-        """Ids that may never be written: control tokens but `allowed`, and entries beyond the tokenizer's."""
-        controls = [i for i in range(N_SPECIAL) if i not in allowed]
-        return controls + list(range(known, self.config.thinker.vocab_size))
 
     def _clip(self, frames: Tensor) -> tuple[Tensor, Tensor, int]:
         """One clip as a packed batch: frames, bounds, longest."""

@@ -33,9 +33,14 @@ def read_clip(clip: Clip, config: ModelConfig) -> Tensor:
 
     Raises MediaError for what cannot be read, TokenBudgetError for a clip longer than max_audio_samples.
     """
-    waveform = read_audio(_clip_source(clip, config.mel.sample_rate), sample_rate=config.mel.sample_rate)
+    waveform = read_recording(clip, config)
     config.budget(n_text=0, audio_samples=(len(waveform),))
     return audio_frames(waveform, config.mel, factor=config.audio.factor)
+
+
+def read_recording(clip: Clip, config: ModelConfig) -> np.ndarray:
+    """A recording of any length as (n_samples,) float32 at mel.sample_rate. Raises MediaError."""
+    return read_audio(_clip_source(clip, config.mel.sample_rate), sample_rate=config.mel.sample_rate)
 
 
 def _picture_source(picture: Picture) -> Path | str | bytes:

@@ -1,15 +1,18 @@
-"""Choosing ids from logits: greedy, or sampled with temperature, top-k, top-p, min-p and a seed per request."""
+"""Choosing ids from logits on the device: greedy, or with temperature, top-k, top-p, min-p and a seed per request."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from muomni.errors import UserError
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+"""2^64 over the golden ratio, as int64."""
 
 
 class SamplingError(UserError, ValueError):
@@ -48,64 +51,142 @@ class Sampling:
 
 
 class Sampler:
-    """One request's choices: its settings, its random stream, and the ids it may never choose."""
+    """Chooses one id a row. Each row is a request's: settings, seed and choices so far are its own.
 
-    def __init__(
-        self, sampling: Sampling, *, seed: int, device: torch.device, forbidden: Sequence[int] = ()
-    ) -> None:
-        """seed starts a generator of this request alone; forbidden ids get no probability at all."""
-        self.sampling, self.device = sampling, device
-        self._generator = torch.Generator(device=device).manual_seed(seed)
+    What a row chooses depends on its own logits, settings, seed and count of choices alone, and is made on the device
+    without a word from the host, so that it can be recorded and replayed.
+    """
+
+    def __init__(self, n_rows: int = 1, *, device: torch.device, forbidden: Sequence[int] = ()) -> None:
+        """n_rows: requests there may be at once, all greedy until `replace`. forbidden: ids that are never chosen."""
+        self._how = [Sampling()] * n_rows
+        self._numbers = torch.ones(3, n_rows, 1, device=device)
+        self._state = torch.zeros(2, n_rows, 1, dtype=torch.int64, device=device)
         self._forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=device)
         self._chosen: Tensor | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Choose one id a row: logits (..., V) any float -> int64 (...). The logits are not modified.
+    def replace(self, row: int, sampling: Sampling, *, seed: int) -> None:
+        """Begin a new request in a row."""
+        self._how[row] = sampling
+        numbers = (sampling.temperature, sampling.repetition_penalty, math.log(sampling.min_p or 1.0))
+        self._numbers[:, row, 0] = torch.tensor(numbers, dtype=torch.float32)
+        self._state[:, row, 0] = torch.tensor([_on_host(seed), 0])
+        if self._chosen is not None:
+            self._chosen[row] = False
 
-        With a repetition penalty all calls must be of one shape.
-        """
-        how, scores = self.sampling, logits.float()
+    def snapshot(self) -> Tensor:
+        """How far the rows' random numbers have come, to be put back by `restore`."""
+        return self._state.clone()
+
+    def restore(self, snapshot: Tensor) -> None:
+        """Draw again what was drawn since."""
+        self._state.copy_(snapshot)
+
+    def way(self, rows: Sequence[int]) -> tuple[Sampling, ...]:
+        """What differs in the work for these rows: whatever is recorded holds for this alone."""
+        return tuple(_form(self._how[row]) for row in rows)
+
+    def __call__(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Choose one id a row: logits (B, V) any float, of `rows` or of all -> int64 (B,). They are not modified."""
+        rows = range(len(self._how)) if rows is None else rows
+        scores = logits.float()
         if len(self._forbidden):
             scores = scores.index_fill(-1, self._forbidden, float("-inf"))
-        if how.repetition_penalty == 1.0:
-            return self._choose(scores)
-        if self._chosen is None:
-            self._chosen = torch.zeros_like(scores, dtype=torch.bool)
-        r = how.repetition_penalty
-        scores = torch.where(self._chosen, torch.where(scores > 0, scores / r, scores * r), scores)
-        ids = self._choose(scores)
-        self._chosen.scatter_(-1, ids[..., None], True)
+        ways = self.way(rows)
+        if len(set(ways)) == 1:
+            return self._alike(scores, rows, ways[0])
+        # Rows of other settings are other work; with them a row must give what it gives alone.
+        ids = torch.empty(len(scores), dtype=torch.int64, device=scores.device)
+        for way in dict.fromkeys(ways):
+            own = [i for i, its in enumerate(ways) if its == way]
+            ids[own] = self._alike(scores[own], [rows[i] for i in own], way)
         return ids
 
-    def _choose(self, scores: Tensor) -> Tensor:
-        how = self.sampling
-        if how.temperature == 0.0:
-            return scores.argmax(dim=-1)
-        kept = keep_likely(scores / how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p)
-        rows = kept.softmax(dim=-1).reshape(-1, kept.shape[-1])
-        return torch.multinomial(rows, 1, generator=self._generator).reshape(kept.shape[:-1])
+    def _alike(self, scores: Tensor, rows: Sequence[int], way: Sampling) -> Tensor:
+        whole = list(rows) == list(range(len(self._how)))
+        at = slice(None) if whole else torch.tensor(list(rows), device=scores.device)
+        temperature, penalty, least = self._numbers[:, at]
+        if way.repetition_penalty != 1.0:
+            if self._chosen is None:
+                self._chosen = torch.zeros(
+                    len(self._how), scores.shape[1], dtype=torch.bool, device=scores.device
+                )
+            scores = torch.where(
+                self._chosen[at], torch.where(scores > 0, scores / penalty, scores * penalty), scores
+            )
+        if way.temperature == 0.0:
+            ids = scores.argmax(dim=-1)
+        else:
+            seeds, counts = self._state[:, at]
+            kept, names = keep_likely(
+                scores / temperature,
+                top_k=way.top_k,
+                top_p=way.top_p,
+                least=None if way.min_p is None else least,
+            )
+            race = kept + gumbel(seeds, counts, names)
+            ids = names.expand_as(kept).gather(-1, race.argmax(-1, keepdim=True))[:, 0]
+            if whole:
+                self._state[1] += 1
+            else:
+                self._state[1, at] = counts + 1
+        if way.repetition_penalty != 1.0 and self._chosen is not None:
+            self._chosen[torch.tensor(list(rows), device=ids.device), ids] = True
+        return ids
 
 
 def keep_likely(
-    logits: Tensor, *, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
-) -> Tensor:
-    """Logits (..., V) with every id outside top-k, top-p or min-p at -inf; at least one id stays.
+    logits: Tensor, *, top_k: int | None = None, top_p: float | None = None, least: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What may be chosen of logits (B, V): logits (B, k), -inf for what may not, and their ids, (B, k) or (1, V).
 
-    top-p is taken over the probabilities that top-k leaves, min-p as a share of the greatest. Ties at the k-th place
-    are resolved by sorting order, so exactly k ids stay.
+    At least one id stays. top-p is taken over the probabilities that top-k leaves. least: (B, 1) logarithm of min-p,
+    a share of the greatest probability. Of equal logits at the k-th place any may stay, but exactly k do.
     """
-    if min_p is not None:
-        least = logits.amax(-1, keepdim=True) + math.log(min_p)
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if top_k is None and top_p is None:
-        return logits
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    drop = torch.zeros_like(ordered, dtype=torch.bool)
-    if top_k is not None:
-        drop[..., top_k:] = True
-        ordered = ordered.masked_fill(drop, float("-inf"))
+    n_ids = logits.shape[-1]
+    if top_k is not None and top_k < n_ids:
+        kept, ids = logits.topk(top_k)
+    elif top_p is not None:
+        kept, ids = logits.sort(dim=-1, descending=True, stable=True)
+    else:
+        kept, ids = logits, torch.arange(n_ids, device=logits.device)[None]
+    if least is not None:
+        kept = kept.masked_fill(kept < kept.amax(-1, keepdim=True) + least, float("-inf"))
     if top_p is not None:
-        p = ordered.softmax(dim=-1)
+        p = kept.softmax(dim=-1)
         # The id that crosses p is kept: the mass before it is what is compared.
-        drop = drop | (p.cumsum(dim=-1) - p >= top_p)
-    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, ids, drop), float("-inf"))
+        kept = kept.masked_fill(p.cumsum(dim=-1) - p >= top_p, float("-inf"))
+    return kept, ids
+
+
+def gumbel(seeds: Tensor, counts: Tensor, ids: Tensor) -> Tensor:
+    """Noise (B, k) whose sum with logits has its maximum at an id with that id's probability (Gumbel, 1954).
+
+    seeds, counts: (B, 1) int64; ids: (B, k) or (1, k) int64. A number of its own for each (seed, count, id), by the
+    finaliser of splitmix64 (Steele, Lea and Flood, 2014), the same on every device.
+    """
+    mixed = _mix(_mix(seeds + counts * _GOLDEN) + ids * _GOLDEN)
+    # 23 bits: their middle is a float32, and neither 0 nor 1.
+    uniform = (((mixed >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+    return -(-uniform.log()).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def _on_host(seed: int) -> int:
+    """Any integer as int64, spread so that neighbouring seeds share nothing."""
+    return int(_mix(torch.tensor((seed + (1 << 63)) % (1 << 64) - (1 << 63)) * 1))
+
+
+def _form(how: Sampling) -> Sampling:
+    """Settings that lead to the same work, their numbers kept on the device left out."""
+    if how.temperature == 0.0:
+        return Sampling(repetition_penalty=1.0 if how.repetition_penalty == 1.0 else 2.0)
+    return replace(
+        how, temperature=1.0, min_p=None if how.min_p is None else 1.0,
+        repetition_penalty=1.0 if how.repetition_penalty == 1.0 else 2.0,
+    )  # fmt: skip

@@ -1,11 +1,12 @@
-"""A session: turns of text, pictures and clips in, text and speech out; also `say` and `transcribe`."""
+"""A session: turns of text, pictures, clips and films in, text and speech out; speak, transcribe, describe, read."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,90 +14,83 @@ import torch
 from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
-from muomni.data.wordings import SAY
-from muomni.errors import UserError
+from muomni.data.wordings import SAY, wordings
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine
-from muomni.infer.inputs import Clip, Picture, read_clip, read_picture
+from muomni.infer.inputs import Clip, Picture, read_clip, read_picture, read_recording
+from muomni.infer.lane import NO_SAMPLES, Lane
 from muomni.infer.loading import load_model
-from muomni.infer.sampling import Sampler, Sampling
+from muomni.infer.quiet import quiet_pieces
+from muomni.infer.request import SPEECH_TEMPERATURE, SPEECH_TOP_K, RequestError, TurnSettings
+from muomni.infer.rows import Lease
+from muomni.infer.sampling import Sampling
 from muomni.infer.speech import SpeechStream, pieces
-from muomni.infer.stream import Reply
-from muomni.infer.turn import Prompt, TurnStream
-from muomni.models.omni import OmniModel
-from muomni.tokens import EOS
+from muomni.infer.stream import Audio, Reply
+from muomni.infer.turn import Begun, TurnStream
+from muomni.models.thinker import Weights
 
-MAX_NEW_TOKENS = 96
-"""Default length of an answer, tokens."""
-SPEECH_TEMPERATURE = 0.2
-"""Default temperature of the Talker: of 0 to 0.7 the one that is understood best (docs/LOG.md)."""
 CHARACTERS_A_FRAME = 0.75
 """Of a text that is said in pieces: few speakers are slower than that (9.4 characters a second)."""
-SPEECH_TOP_K = 64
-"""Codes the Talker chooses from."""
 
 
-class RequestError(UserError, ValueError):
-    """A request that asks for nothing, or for what cannot be done."""
-
-
-def load(root: Path | str, *, device: str | torch.device | None = None) -> Session:
+def load(
+    root: Path | str,
+    *,
+    device: str | torch.device | None = None,
+    weights: Weights = "float32",
+    n_rows: int = 8,
+) -> Session:
     """The model a run's stages make up, ready to talk.
 
     root: the directory holding tokenizer.json and one directory a stage.
     device: where to run; by default CUDA when there is one, otherwise the CPU.
+    weights, n_rows: as in `Engine`.
     Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size), TokenizerError.
     """
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer, notes = load_model(Path(root))
-    return Session(model.to(chosen), tokenizer, notes=notes)
+    engine = Engine(model.to(chosen), n_ids=tokenizer.vocab_size, n_rows=n_rows, weights=weights)
+    return Session(engine, tokenizer, notes=notes)
 
 
 class Session:
     """One conversation with one model. Not for use from several threads at once."""
 
-    def __init__(self, model: OmniModel, tokenizer: Tokenizer, *, notes: tuple[str, ...] = ()) -> None:
-        """Start with nothing said; the model is put in eval mode. notes: what `load` had to pass over."""
-        self.engine, self.tokenizer, self.notes = Engine(model), tokenizer, notes
-        self.config = model.config
-        self.reset()
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, notes: tuple[str, ...] = ()) -> None:
+        """Start with nothing said. notes: what `load` had to pass over."""
+        self.engine, self.tokenizer, self.notes = engine, tokenizer, notes
+        self.config = engine.config
+        self._lease = Lease()
+        self._conversation = Conversation(self.config, max_positions=engine.max_positions)
+        self._current: TurnStream | None = None
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self._conversation = Conversation(self.config)
-        self._cache = self.engine.new_cache()
-        self._current: TurnStream | None = None
+        self._settle()
+        self._conversation = Conversation(self.config, max_positions=self.engine.max_positions)
+        if self._lease.row is not None:
+            self.engine.decoder.cut(self._lease.row, 0)
 
-    def turn(
+    def another(self) -> Session:
+        """A conversation of its own with the same model; answers that go on at the same time share its steps."""
+        return Session(self.engine, self.tokenizer)
+
+    def chat(
         self,
         text: str | None = None,
         *,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
-        speak: bool = True,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        speech_temperature: float = SPEECH_TEMPERATURE,
-        voice: str | None = None,
-        seed: int = 0,
+        **settings: Any,
     ) -> Reply:
         """One whole turn; `stream` with the same arguments gives the same text and samples piece by piece.
 
-        image: one picture or several; audio: one clip or several, each at most max_audio_samples long.
-        temperature, top_k, top_p, min_p, repetition_penalty: of the text, temperature 0 is greedy; see `Sampling`.
-        speech_temperature: of the speech codes.
-        voice: one of `voices`, None for the first.
-        Raises RequestError for nothing said and an unknown voice, MediaError, TokenBudgetError, SamplingError.
+        image: one picture or several; audio: one clip or several, each at most max_audio_samples long;
+        settings: of `TurnSettings`.
+        Raises RequestError for nothing said and an unknown voice, MediaError, TokenBudgetError, SamplingError,
+        BusyError when too many other conversations are being answered.
         """
-        stream = self.stream(
-            text, image=image, audio=audio, speak=speak, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-            speech_temperature=speech_temperature, voice=voice, seed=seed,
-        )  # fmt: skip
+        stream = self.stream(text, image=image, audio=audio, **settings)
         for _ in stream:
             pass
         return stream.reply
@@ -107,52 +101,47 @@ class Session:
         *,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
-        speak: bool = True,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        speech_temperature: float = SPEECH_TEMPERATURE,
-        voice: str | None = None,
-        seed: int = 0,
+        **settings: Any,
     ) -> TurnStream:
         """A turn as it happens: an iterator of Chunk(text, pcm), whose `reply` is whole at its end.
 
         The prompt is checked, encoded and prefilled by this call; decoding happens as chunks are asked for.
-        The next turn, or `close`, ends a stream that was not used up: what was said is remembered.
-        Arguments and errors as in `turn`.
+        The next turn, `close` or `stop` ends a stream that was not used up: what was said is remembered.
+        Arguments and errors as in `chat`.
         """
         started = time.perf_counter()
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
-        writing = self._sampler(
-            Sampling(
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-            ),
-            seed=seed,
-            n_ids=self.tokenizer.vocab_size,
-        )
-        speech = self._speech(speech_temperature, seed, voice=self._voice(voice)) if speak else None
+        how = TurnSettings(**settings)
+        voice = self._voice(how.voice)
         said = self._read(text, _listed(image), _listed(audio))
         self._settle()
-        prompt = self._prefill(said, max_new_tokens, started)
-        self._current = TurnStream(self.engine, self.tokenizer, prompt, sampler=writing, speech=speech)
+        begun = self._begin(said, how, started)
+        speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
+        self._current = TurnStream(self.engine, self.tokenizer, begun, stops=how.stops, speech=speech)
         return self._current
 
+    def describe(self, image: Picture, *, max_new_tokens: int = 96) -> str:
+        """A sentence about a picture, asked for as in training. The conversation is not touched. Raises MediaError."""
+        return self._asked(wordings("caption", "train")[0], image, max_new_tokens)
+
+    def read(self, image: Picture, *, max_new_tokens: int = 96) -> str:
+        """The words in a picture, as well as it was trained to. The conversation is not touched. Raises MediaError."""
+        return self._asked(wordings("read", "train")[0], image, max_new_tokens)
+
     def transcribe(self, audio: Clip) -> str:
-        """What is said in a clip (greedy CTC): lower-case words. The conversation is not touched.
+        """What is said in a recording of any length (greedy CTC): lower-case words. The conversation is not touched.
 
-        Raises MediaError, TokenBudgetError for a clip longer than max_audio_samples.
+        Longer than max_audio_samples, it is heard in pieces, cut where it is quiet. Raises MediaError.
         """
-        return self.engine.spell(read_clip(audio, self.config))
+        waveform = read_recording(audio, self.config)
+        heard = (
+            self.engine.spell(read_clip(piece, self.config))
+            for piece in quiet_pieces(
+                waveform, self.config.mel.sample_rate, most=self.config.max_audio_samples
+            )
+        )
+        return " ".join(text for text in heard if text)
 
-    def say(
+    def speak(
         self,
         text: str,
         *,
@@ -161,8 +150,8 @@ class Session:
         voice: str | None = None,
         voice_from: Clip | None = None,
         seed: int = 0,
-    ) -> np.ndarray:
-        """Speak a text: float32 samples in [-1, 1] at mel.sample_rate. The conversation is not touched.
+    ) -> Audio:
+        """Speak a text. The conversation is not touched.
 
         Numbers are read as English ones. A long text is said in pieces, cut behind sentences where that is enough. The
         same text, settings and seed give the same samples.
@@ -174,34 +163,33 @@ class Session:
         if voice is not None and voice_from is not None:
             raise RequestError("voice: give a name or a recording, not both.")
         told = self._voice(voice) if voice_from is None else self._voice_of(voice_from)
-        parts: list[np.ndarray] = []
+        how = Sampling(temperature=temperature, top_k=top_k)
         room = int(CHARACTERS_A_FRAME * self.config.max_audio_tokens)
-        for i, piece in enumerate(pieces(" ".join(as_words(text).split()), room)):
-            ids = self.tokenizer.encode(piece)
-            states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + piece), ids)
-            speech = self._speech(temperature, seed + i, top_k=top_k, voice=told)
-            for state, embed, token in zip(states, embeds, ids, strict=True):
-                parts.append(speech.text(state, embed, self.tokenizer.spell(token)))
-            speech.end()
-            while speech.ready:
-                parts.append(speech.frame())
-            parts.append(speech.flush())
-            if not speech.finished:
-                seconds = self.config.max_audio_samples / self.config.mel.sample_rate
-                warnings.warn(f"say: {piece!r} is cut after {seconds:.2f} s.", stacklevel=2)
+        parts = pieces(" ".join(as_words(text).split()), room)
         if not parts:
             raise RequestError("text: nothing to say; give some text.")
-        return np.concatenate(parts)
+        said = [pcm for i, part in enumerate(parts) for pcm in self._spoken(part, how, seed + i, voice=told)]
+        return Audio(np.concatenate([NO_SAMPLES, *said]), self.config.mel.sample_rate)
 
-    def _sampler(self, sampling: Sampling, *, seed: int, n_ids: int | None = None) -> Sampler:
-        forbidden = self.engine.forbidden(n_ids, allowed=(EOS,)) if n_ids is not None else ()
-        return Sampler(sampling, seed=seed, device=self.engine.device, forbidden=forbidden)
+    def _spoken(self, piece: str, how: Sampling, seed: int, *, voice: torch.Tensor) -> Iterator[np.ndarray]:
+        """One piece of a text, frame by frame."""
+        ids = self.tokenizer.encode(piece)
+        states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + piece), ids)
+        speech, lane = self._speech(how, seed, voice=voice)
+        for state, embed, token in zip(states, embeds, ids, strict=True):
+            speech.add(state, embed, self.tokenizer.spell(token))
+        speech.end()
+        while speech.ready:
+            yield speech.frame()
+        yield speech.flush()
+        self.engine.put_back(lane)
+        if not speech.finished:
+            seconds = self.config.max_audio_samples / self.config.mel.sample_rate
+            warnings.warn(f"speak: {piece!r} is cut after {seconds:.2f} s.", stacklevel=4)
 
-    def _speech(
-        self, temperature: float, seed: int, *, voice: torch.Tensor, top_k: int | None = SPEECH_TOP_K
-    ) -> SpeechStream:
-        sampler = self._sampler(Sampling(temperature=temperature, top_k=top_k), seed=seed)
-        return SpeechStream(self.engine.model, sampler, max_frames=self.config.max_audio_tokens, voice=voice)
+    def _speech(self, how: Sampling, seed: int, *, voice: torch.Tensor) -> tuple[SpeechStream, Lane]:
+        lane = self.engine.borrow(how, seed=seed)
+        return SpeechStream(self.engine.model.talker.script, lane, voice=voice), lane
 
     @property
     def voices(self) -> list[str]:
@@ -220,6 +208,9 @@ class Session:
         frames = read_clip(clip, self.config).unflatten(1, (self.config.codec.factor, -1)).flatten(0, 1)
         return self.engine.model.talker.voice(log_mel=frames.to(self.engine.device))
 
+    def _asked(self, wording: str, image: Picture, max_new_tokens: int) -> str:
+        return self.another().chat(wording, image=image, speak=False, max_new_tokens=max_new_tokens).text
+
     def _read(self, text: str | None, pictures: Sequence[Picture], clips: Sequence[Clip]) -> Said:
         ids = self.tokenizer.encode(text) if text else []
         if not (ids or pictures or clips):
@@ -237,27 +228,32 @@ class Session:
         if self._current is not None:
             self._current.close()
             self._conversation.answer(self._current.ids)
+            if self._lease.row is not None:
+                # Tokens that were written and not asked for, or not heard.
+                self.engine.decoder.cut(self._lease.row, self._current.length)
             self._current = None
 
-    def _prefill(self, said: Said, max_new_tokens: int, started: float) -> Prompt:
-        forgotten = self._conversation.ask(said, reserve=max_new_tokens)
+    def _begin(self, said: Said, how: TurnSettings, started: float) -> Begun:
+        """Make room in the conversation, prefill what the cache does not hold, and choose the first token."""
+        decoder, kept = self.engine.decoder, self._lease.row is not None
+        row = self.engine.rows.take(self._lease)
+        if not kept:
+            decoder.cut(row, 0)
+        forgotten = self._conversation.ask(said, reserve=how.max_new_tokens)
         if forgotten:
             # What is left attended to what is forgotten, so it is computed anew.
-            self._cache.reset()
+            decoder.cut(row, 0)
         document = self._conversation.document()
         images, clips = self._conversation.features()
-        known = self._cache.longest
-        hidden = self.engine.extend(
-            self.engine.embed(document, images, clips)[known:], document.positions[known:], self._cache
-        )
-        room = self.config.max_seq_len - len(document) - 1
-        return Prompt(
-            cache=self._cache,
-            hidden=hidden[-1],
-            position=int(document.positions[-1].max()) + 1,
-            max_new_tokens=min(max_new_tokens, room),
-            truncated=forgotten,
-            started=started,
+        known = int(decoder.cache.used[row])
+        embeds = self.engine.embed(document, images, clips)
+        hidden = decoder.prefill(row, embeds[known:], document.positions[known:])
+        ticket = self.engine.batch.join(
+            row, hidden[-1], int(document.positions[-1].max()) + 1, sampling=how.writing, seed=how.seed,
+            max_new_tokens=how.max_new_tokens, room=self.config.max_seq_len - len(document) - 1,
+        )  # fmt: skip
+        return Begun(
+            ticket=ticket, lease=self._lease, length=len(document), truncated=forgotten, started=started
         )
 
 

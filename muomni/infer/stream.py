@@ -4,8 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+
+from muomni.data.media import write_wav
+
+Ended = Literal["end", "stop", "length", "context", "interrupted"]
+"""Why a text is over: by itself, at a stop string, at its most tokens, where the context is full, or by `stop`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """Sound."""
+
+    waveform: np.ndarray
+    """float32 (n_samples,) in [-1, 1]; empty for none."""
+    sample_rate: int
+    """Hz."""
+
+    def __len__(self) -> int:
+        """Samples."""
+        return len(self.waveform)
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.waveform) / self.sample_rate
+
+    def save(self, path: Path | str) -> None:
+        """Write it as 16-bit WAV. Raises OSError when that cannot be."""
+        write_wav(path, self.waveform, self.sample_rate)
 
 
 @dataclass(frozen=True)
@@ -23,17 +53,17 @@ class Timings:
     """When things happened, seconds from the call."""
 
     first_text: float = 0.0
-    """Until the first text token was chosen (encoders and prefill included)."""
+    """Until the first piece of text was there (encoders and prefill included)."""
     first_audio: float | None = None
     """Until the first samples were ready; None without speech."""
     total: float = 0.0
     """Until the end of the turn."""
     n_tokens: int = 0
-    """Text tokens decoded after the prefill."""
+    """Text tokens written."""
     n_frames: int = 0
     """Code frames spoken."""
     decode: float = 0.0
-    """Spent in Thinker steps and in choosing tokens after the prefill."""
+    """Spent in Thinker steps and choosing tokens after the first; a step is of all answers that are going on."""
     speech: float = 0.0
     """Spent in Talker, codec and vocoder."""
     audio_seconds: float = 0.0
@@ -60,20 +90,23 @@ class Reply:
     """One finished turn."""
 
     text: str
-    waveform: np.ndarray
-    """float32 (n_samples,) in [-1, 1]; empty without speech."""
-    sample_rate: int
-    """Hz."""
+    audio: Audio
+    """What was said, empty without speech."""
     codes: np.ndarray
     """int64 (n_codebooks, n_frames) the speech was decoded from."""
-    finished: bool
-    """The text ended by itself, not at max_new_tokens or the end of the context."""
+    ended: Ended
+    """Why the text is over."""
     spoken: bool
     """The speech ended by itself, not at its longest duration."""
     truncated: int = 0
     """Oldest whole turns that were forgotten to make room for this one."""
     timings: dict[str, float | None] = field(default_factory=dict)
     """As Timings.to_dict gives them."""
+
+    @property
+    def finished(self) -> bool:
+        """The text ended by itself or where it was to, not because there was no more room or somebody spoke."""
+        return self.ended in ("end", "stop")
 
 
 def collect(chunks: Iterable[Chunk]) -> tuple[str, np.ndarray]:

@@ -134,9 +134,14 @@ class Reading:
         """Whether the end is past."""
         return self._whole and int(self._place) > len(self._spelled)
 
+    @property
+    def place(self) -> int:
+        """The character the next frame is at: the number of characters when that is the end, or past."""
+        return min(int(self._place), len(self._spelled))
+
     def condition(self) -> torch.Tensor:
         """(1, d) of `Script` at the place; at the end when that is past."""
-        place = min(int(self._place), len(self._spelled))
+        place = self.place
         owner = self._owners[place] if place < len(self._spelled) else 0
         device = self._states[0].device
         around = windows(as_characters(self._spelled), torch.tensor([place]))

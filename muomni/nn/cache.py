@@ -106,8 +106,40 @@ class KVCache:
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.used[:] = 0
-        self._tell()
+        # Without a word from the host, so that it can be recorded; on a CPU the same memory again.
+        self.lengths.zero_()
+
+    def recorded(self, n_rows: int, moving: torch.Tensor) -> KVCache:
+        """The first rows as a step sees them that is recorded and replayed: the same memory.
+
+        moving: (n_rows,) int32 on the device, 1 for rows that a replay moves on and 0 for those that it writes behind
+        the end of. The host is told nothing: `count` tells it.
+        """
+        view = object.__new__(_Recorded)
+        view.k, view.v = self.k[:, :n_rows], self.v[:, :n_rows]
+        view.used, view.lengths, view.max_len = self.used[:n_rows], self.lengths[:n_rows], self.max_len
+        view.moving = moving
+        return view
+
+    def count(self, rows: Sequence[int]) -> None:
+        """Tell the host of one position more in some sequences, by which a replay has moved them on."""
+        # On a CPU it knows.
+        for row in rows if self.lengths.device.type != "cpu" else ():
+            self.used[row] += 1
 
     def _tell(self) -> None:
         if self.lengths.device.type != "cpu":
             self.lengths.copy_(torch.from_numpy(self.used), non_blocking=True)
+
+
+class _Recorded(KVCache):
+    """See KVCache.recorded."""
+
+    moving: torch.Tensor
+
+    def reserve(self, n_new: int, rows: Sequence[int] | None = None) -> None:
+        """Whoever replays the step has to know."""
+
+    def advance(self, n_new: int, rows: Sequence[int] | None = None) -> None:
+        """On the device, where it moves on."""
+        self.lengths += n_new * self.moving

@@ -11,15 +11,10 @@ import torch
 from muomni.config import OptimConfig, TrainConfig
 from muomni.data.batch import to_device, traced
 from muomni.errors import UserError
+from muomni.models.recording import Record, cuda_record
 from muomni.train.stage import Stage
 
 R = TypeVar("R")
-
-Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""Called as record(work): runs the work a few times, keeps what it did on the device, and returns its replay."""
-
-WARM_UP = 3
-"""Runs before a capture, in which libraries and the allocator settle."""
 
 DTYPES = {float: torch.float32, int: torch.int64}
 
@@ -75,32 +70,6 @@ class Replay(Generic[R]):
                 # On a CPU they may be one.
                 if kept is not value:
                     kept.copy_(value, non_blocking=True)
-
-
-def cuda_record() -> Record:
-    """Records into CUDA graphs that share one pool of memory."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def record(work: Callable[[], None]) -> Callable[[], None]:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                work()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Thread-local: the thread that pins the next batches' memory is none of the capture's.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                work()
-        except RuntimeError as error:
-            # Ending the broken capture raises on top of what broke it.
-            if isinstance(error.__context__, torch.OutOfMemoryError):
-                raise error.__context__ from None
-            raise
-        return graph.replay
-
-    return record
 
 
 def recorder(

@@ -17,6 +17,7 @@ from muomni.evaluate.listening import chosen_items, judged, listen
 from muomni.evaluate.speech_page import rows_of
 from muomni.evaluate.speech_paths import CODEC, GRIFFIN_LIM, ORIGINAL, SAY, VOCODER, resynthesis
 from muomni.infer.session import Session
+from muomni.infer.stream import Audio
 from muomni.models.griffin_lim import GriffinLim
 from muomni.models.omni import parameter_table
 
@@ -87,7 +88,7 @@ def test_no_path_moves_a_sound_by_as_much_as_a_frame(
 
 
 def test_speech_is_whole_code_frames(session: Session) -> None:
-    assert len(session.say("one two three")) % (8 * 160) == 0
+    assert len(session.speak("one two three").waveform) % (8 * 160) == 0
 
 
 def test_pooled_figure_and_its_interval_are_those_of_a_hand_computation() -> None:
@@ -160,7 +161,7 @@ def test_real_time_factor_is_time_over_sound(session: Session, monkeypatch: pyte
     seconds = iter([*range(0, 500, 100), *range(500, 1_500)])
     monkeypatch.setattr(speech_speed, "_now", lambda device: float(next(seconds)))
     # What is said is 2 s long, what is recorded 0.5 s; every part takes a second a clip.
-    monkeypatch.setattr(session, "say", lambda text, seed: np.zeros(32_000, np.float32))
+    monkeypatch.setattr(session, "speak", lambda text, seed: Audio(np.zeros(32_000, np.float32), 16_000))
     parts = {p.part: p for p in speech_speed.measure_speed(session, [(burst(8_000, 4_000), "one two")] * 3)}
     assert {name: part.rtf for name, part in parts.items()} == {
         "mel": 2.0, "codec_encode": 2.0, "codec_decode": 2.0, "vocoder": 2.0, "talker": 0.5 - 4.0, "say": 0.5,

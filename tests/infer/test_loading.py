@@ -73,7 +73,7 @@ def test_stages_may_differ_in_what_training_alone_depends_on(copy: Path) -> None
     record["config"]["model"]["vocoder"]["adversarial_from"] = 0.1
     (path / "run.json").write_text(json.dumps(record))
     write_manifest(path)
-    assert load(copy, device="cpu").say("the cat").size > 0
+    assert load(copy, device="cpu").speak("the cat").seconds > 0
 
 
 def test_a_talker_of_another_thinker_is_refused(copy: Path) -> None:

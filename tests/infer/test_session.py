@@ -1,6 +1,7 @@
 """Turns: decoding against full forwards, streams against whole turns, several turns against one prefill."""
 
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from muomni.config import TokenBudgetError
 from muomni.data.media import MediaError
 from muomni.data.template import Turn, render
 from muomni.infer.inputs import read_clip
+from muomni.infer.sampling import Sampling
 from muomni.infer.session import RequestError, Session
 from muomni.infer.speech import pieces
 from muomni.infer.stream import collect
+from muomni.infer.turn import TurnStream
 from muomni.models.script import MAX_ADVANCE, Text
 from muomni.tokens import EOS, N_SPECIAL
 
@@ -33,7 +36,7 @@ def _clip(seconds: float = 0.4, seed: int = 0) -> np.ndarray:
 
 def _full_forward(session: Session, turns: list[Turn], images: list, clips: list) -> torch.Tensor:
     """Logits of every position by the packed training forward, media placed on their slots."""
-    engine, model = session.engine, session.engine.model
+    model = session.engine.model
     document = render(turns, n_image_tokens=1, max_seq_len=1_024)
     embeds = model.thinker.embed(document.input_ids)
     if images:
@@ -44,7 +47,22 @@ def _full_forward(session: Session, turns: list[Turn], images: list, clips: list
         hidden = model.audio(torch.cat(clips), bounds, max(len(c) for c in clips))
         embeds[document.audio_slots] = model.audio_projector(hidden)
     cu_seqlens = torch.tensor([0, len(document)], dtype=torch.int32)
-    return engine.logits(model.thinker(embeds, document.positions, cu_seqlens, len(document)))
+    return model.thinker.logits(model.thinker(embeds, document.positions, cu_seqlens, len(document)))
+
+
+def _asked(session: Session, *arguments: Any, **settings: Any) -> tuple[TurnStream, torch.Tensor]:
+    """A stream, and the state (d_model,) of its prompt's last position."""
+    seen: list[torch.Tensor] = []
+    begin = session.engine.decoder.begin
+
+    def watched(row: int, hidden: torch.Tensor, place: int, **how: Any) -> int:
+        seen.append(hidden.clone())
+        return begin(row, hidden, place, **how)
+
+    session.engine.decoder.begin = watched  # type: ignore[method-assign]
+    stream = session.stream(*arguments, **settings)
+    session.engine.decoder.begin = begin  # type: ignore[method-assign]
+    return stream, seen[0]
 
 
 def _argmax(logits: torch.Tensor) -> int:
@@ -89,17 +107,18 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
 
 @torch.no_grad()
 def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session) -> None:
+    sampler, seen = session.engine.decoder.sampler, []
+
+    def watched(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        seen.append(logits[0])
+        return sampler(logits, rows)
+
+    session.engine.decoder.sampler = watched  # type: ignore[assignment]
+    watched.replace = sampler.replace  # type: ignore[attr-defined]
     stream = session.stream(
         "the cat sat", audio=_clip(), speak=False, max_new_tokens=12, temperature=1.0, seed=5
     )
     frames = read_clip(_clip(), session.config)
-    sampler, seen = stream._sampler, []
-
-    def watched(logits: torch.Tensor) -> torch.Tensor:
-        seen.append(logits)
-        return sampler(logits)
-
-    stream._sampler = watched  # type: ignore[assignment]
     for _ in stream:
         pass
     turn = Turn(text=session.tokenizer.encode("the cat sat"), clips=[len(frames)], answer=stream.ids)
@@ -117,18 +136,18 @@ def test_stream_concatenates_to_the_turn(session: Session) -> None:
     chunks = list(stream)
     text, pcm = collect(chunks)
     assert (text, len(pcm) > 0) == (stream.reply.text, True)
-    assert np.array_equal(pcm, stream.reply.waveform)
+    assert np.array_equal(pcm, stream.reply.audio.waveform)
     session.reset()
-    reply = session.turn("the cat", **settings)
+    reply = session.chat("the cat", **settings)
     assert reply.text == text
-    assert np.array_equal(reply.waveform, pcm)
+    assert np.array_equal(reply.audio.waveform, pcm)
     first_sound = next(i for i, c in enumerate(chunks) if len(c.pcm))
     last_text = max(i for i, c in enumerate(chunks) if c.text)
     assert first_sound < last_text, "speech waits for the end of the text"
 
 
 def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
-    reply = session.turn("the cat", max_new_tokens=6, temperature=1.0, seed=2)
+    reply = session.chat("the cat", max_new_tokens=6, temperature=1.0, seed=2)
     model = session.engine.model
     codes = torch.from_numpy(reply.codes)[None]
     mel = session.config.mel
@@ -138,8 +157,8 @@ def test_speech_is_the_codes_decoded_offline(session: Session) -> None:
         torch.testing.assert_close(stepped, model.codec.decode(codes), atol=1e-5, rtol=1e-5)
         # Phases fitted to magnitudes are chaotic in the last bits, so the vocoder gets the stepped frames.
         offline = model.vocoder(stepped.reshape(-1, mel.n_mels) * mel.std + mel.mean).clamp(-1, 1).numpy()
-    assert reply.codes.shape[1] * 1_280 == len(reply.waveform)
-    np.testing.assert_allclose(reply.waveform, offline, atol=1e-5)
+    assert reply.codes.shape[1] * 1_280 == len(reply.audio.waveform)
+    np.testing.assert_allclose(reply.audio.waveform, offline, atol=1e-5)
 
 
 @torch.no_grad()
@@ -148,14 +167,14 @@ def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Sessi
     states, embeds = engine.spoken_states([40, 41], ids)
     talker, spelled = engine.model.talker, [session.tokenizer.spell(token) for token in ids]
     voice = talker.voice()
-    speech = session._speech(0.0, 0, top_k=None, voice=voice)
+    speech, _ = session._speech(Sampling(), 0, voice=voice)
     for told in zip(states, embeds, spelled, strict=True):
-        speech.text(*told)
+        speech.add(*told)
     speech.end()
     while speech.ready:
         speech.frame()
     speech.flush()
-    codes = torch.from_numpy(speech.codes())[None]
+    codes = torch.from_numpy(speech.codes)[None]  # type: ignore[arg-type]
     assert speech.finished and codes.shape[:2] == (1, 8) and codes.shape[2] > 2
     text, places = Text.of(states, embeds, spelled), [0]
     for _ in range(codes.shape[2]):
@@ -170,7 +189,7 @@ def test_greedy_speech_equals_argmax_of_the_teacher_forced_talker(session: Sessi
 
 
 def test_timings_are_in_order(session: Session) -> None:
-    times: dict[str, Any] = session.turn("the cat", max_new_tokens=6).timings
+    times: dict[str, Any] = session.chat("the cat", max_new_tokens=6).timings
     assert 0 < times["first_text"] <= times["first_audio"] <= times["total"]
     assert times["audio_seconds"] == pytest.approx(times["n_frames"] * 0.08)
 
@@ -178,30 +197,30 @@ def test_timings_are_in_order(session: Session) -> None:
 def test_several_turns_equal_one_prefill(session: Session) -> None:
     first = session.stream("the cat", image=_picture(), speak=False, max_new_tokens=5)
     list(first)
-    second = session.stream("and who is it", audio=_clip(), speak=False, max_new_tokens=5)
+    second, hidden = _asked(session, "and who is it", audio=_clip(), speak=False, max_new_tokens=5)
     list(second)
-    fresh = Session(session.engine.model, session.tokenizer)
+    fresh = session.another()
     fresh._conversation.turns = session._conversation.turns[:1]
-    again = fresh.stream("and who is it", audio=_clip(), speak=False, max_new_tokens=5)
-    torch.testing.assert_close(again._prompt.hidden, second._prompt.hidden, atol=1e-5, rtol=1e-5)
+    again, same = _asked(fresh, "and who is it", audio=_clip(), speak=False, max_new_tokens=5)
+    torch.testing.assert_close(same, hidden, atol=1e-5, rtol=1e-5)
     list(again)
     assert again.ids == second.ids
 
 
 def test_history_changes_the_answer_and_reset_forgets_it(session: Session) -> None:
-    alone = session.stream("the cat", speak=False, max_new_tokens=4)
+    _, alone = _asked(session, "the cat", speak=False, max_new_tokens=4)
     session.reset()
-    session.turn("press one", image=_picture(), speak=False, max_new_tokens=4)
-    later = session.stream("the cat", speak=False, max_new_tokens=4)
-    assert not torch.allclose(alone._prompt.hidden, later._prompt.hidden, atol=1e-3)
+    session.chat("press one", image=_picture(), speak=False, max_new_tokens=4)
+    _, later = _asked(session, "the cat", speak=False, max_new_tokens=4)
+    assert not torch.allclose(alone, later, atol=1e-3)
     session.reset()
-    assert torch.equal(session.stream("the cat", speak=False)._prompt.hidden, alone._prompt.hidden)
+    assert torch.equal(_asked(session, "the cat", speak=False)[1], alone)
 
 
 def test_every_part_of_the_prompt_changes_the_state(session: Session) -> None:
     def state(**media: object) -> torch.Tensor:
         session.reset()
-        return session.stream(speak=False, **media)._prompt.hidden  # type: ignore[arg-type]
+        return _asked(session, speak=False, **media)[1]
 
     base = state(text="the cat sat", image=_picture(), audio=_clip())
     for other in (
@@ -214,37 +233,37 @@ def test_every_part_of_the_prompt_changes_the_state(session: Session) -> None:
 
 def test_oldest_turns_are_forgotten_whole_and_reported(session: Session) -> None:
     truncated = [
-        session.turn("the cat sat on the mat", speak=False, max_new_tokens=24).truncated for _ in range(6)
+        session.chat("the cat sat on the mat", speak=False, max_new_tokens=24).truncated for _ in range(6)
     ]
     assert truncated[0] == 0
     assert sum(truncated) > 0
     kept = 6 - sum(truncated)
     assert len(session._conversation.turns) == kept
     session._settle()
-    remembered = Session(session.engine.model, session.tokenizer)
+    remembered = session.another()
     remembered._conversation.turns = list(session._conversation.turns)
-    a = session.stream("who", speak=False, max_new_tokens=24)
-    b = remembered.stream("who", speak=False, max_new_tokens=24)
-    torch.testing.assert_close(a._prompt.hidden, b._prompt.hidden, atol=1e-5, rtol=1e-5)
+    _, a = _asked(session, "who", speak=False, max_new_tokens=24)
+    _, b = _asked(remembered, "who", speak=False, max_new_tokens=24)
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def test_a_stream_left_early_is_remembered_as_far_as_it_was_read(session: Session) -> None:
     stream = session.stream("the cat", max_new_tokens=20, temperature=1.0, seed=4, speak=False)
     next(stream)
-    session.turn("who", speak=False, max_new_tokens=2)
+    session.chat("who", speak=False, max_new_tokens=2)
     assert session._conversation.turns[0].turn.answer == tuple(stream.ids)
     assert 1 <= len(stream.ids) < 20
     assert not stream.reply.finished
 
 
 def test_too_long_a_prompt_says_by_how_much_and_changes_nothing(session: Session) -> None:
-    session.turn("the cat", speak=False, max_new_tokens=2)
+    session.chat("the cat", speak=False, max_new_tokens=2)
     with pytest.raises(TokenBudgetError, match=r"at most 128 fit; remove \d+ tokens"):
-        session.turn("cat " * 200, speak=False)
+        session.chat("cat " * 200, speak=False)
     with pytest.raises(TokenBudgetError, match="at most 32"):
-        session.turn("the cat", audio=_clip(3.0))
+        session.chat("the cat", audio=_clip(3.0))
     assert len(session._conversation.turns) == 1
-    assert session.turn("who", speak=False, max_new_tokens=2).truncated == 0
+    assert session.chat("who", speak=False, max_new_tokens=2).truncated == 0
 
 
 def test_a_low_rate_recording_is_resampled(session: Session) -> None:
@@ -274,22 +293,14 @@ def test_bad_requests_are_one_line(session: Session, tmp_path: object) -> None:
     )
     for error, request in requests:
         with pytest.raises(error) as caught:
-            session.turn(**request)
+            session.chat(**request)
         assert "\n" not in str(caught.value)
 
 
-def test_text_is_never_cut_inside_a_character(session: Session) -> None:
+def test_text_is_never_cut_inside_a_character(session: Session, scripted: Callable) -> None:
     text = "naïve café ☕ 日本"
-    tokens = iter([*session.tokenizer.encode(text), EOS])
-
-    class Scripted:
-        device = session.engine.device
-
-        def __call__(self, logits: torch.Tensor) -> int:
-            return next(tokens)
-
+    scripted(session, text)
     stream = session.stream("say it", speak=False, max_new_tokens=90)
-    stream._sampler = Scripted()  # type: ignore[assignment]
     pieces = [chunk.text for chunk in stream]
     assert len(pieces) > 5
     assert "".join(pieces) == text
@@ -305,12 +316,12 @@ def test_control_tokens_are_never_written(session: Session) -> None:
 
 
 def test_same_seed_and_text_repeat_speech_and_another_text_changes_it(session: Session) -> None:
-    first = session.say("the cat", seed=1)
-    assert np.array_equal(first, session.say("the cat", seed=1))
-    other = session.say("who is it", seed=1)
+    first = session.speak("the cat", seed=1).waveform
+    assert np.array_equal(first, session.speak("the cat", seed=1).waveform)
+    other = session.speak("who is it", seed=1).waveform
     assert len(first) != len(other) or not np.array_equal(first, other)
     with pytest.raises(RequestError, match="nothing to say"):
-        session.say("")
+        session.speak("")
 
 
 @given(text=st.text(alphabet="ab .,!?;é\n", max_size=80), most=st.integers(1, 20))
@@ -330,18 +341,23 @@ def test_a_text_is_cut_behind_sentences_else_behind_their_parts_else_behind_word
 def test_a_long_text_is_said_in_pieces_and_numbers_as_words(session: Session) -> None:
     room = int(0.75 * session.config.max_audio_tokens)
     assert room < 30
-    parts = [session.say("the cat sat on it.", seed=4), session.say("and the dog too", seed=5)]
-    whole = session.say("the cat sat on it. and the dog too", seed=4)
+    parts = [
+        session.speak("the cat sat on it.", seed=4).waveform,
+        session.speak("and the dog too", seed=5).waveform,
+    ]
+    whole = session.speak("the cat sat on it. and the dog too", seed=4).waveform
     np.testing.assert_allclose(whole, np.concatenate(parts), atol=1e-5)
-    assert np.array_equal(session.say("4 & 22nd", seed=1), session.say("four and twenty-second", seed=1))
+    assert np.array_equal(
+        session.speak("4 & 22nd", seed=1).waveform, session.speak("four and twenty-second", seed=1).waveform
+    )
 
 
 def test_speech_that_is_cut_is_told(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.engine.model.talker, "mean_advance", lambda hidden: hidden.new_zeros(1))
-    with pytest.warns(UserWarning, match=r"say: 'the cat' is cut after 2\.56 s"):
-        said = session.say("the cat")
+    with pytest.warns(UserWarning, match=r"speak: 'the cat' is cut after 2\.56 s"):
+        said = session.speak("the cat").waveform
     assert len(said) == session.config.max_audio_samples
-    reply = session.turn("the cat", max_new_tokens=5)
+    reply = session.chat("the cat", max_new_tokens=5)
     assert not reply.spoken and reply.codes.shape[1] == session.config.max_audio_tokens
 
 
@@ -351,20 +367,20 @@ def test_a_voice_changes_the_speech_and_an_unknown_one_is_told(session: Session)
     for weight in (session.engine.model.talker.voices.table, session.engine.model.talker.voices.out.weight):
         weight.data *= 50
     assert session.voices == ["ann", "bob"]
-    said = {voice: session.say("the cat", voice=voice, seed=3) for voice in (None, "ann", "bob")}
+    said = {voice: session.speak("the cat", voice=voice, seed=3).waveform for voice in (None, "ann", "bob")}
     assert np.array_equal(said[None], said["ann"]) and not np.array_equal(said["ann"], said["bob"])
-    assert np.array_equal(session.say("the cat", voice="bob", seed=3), said["bob"])
-    imitated = session.say("the cat", voice_from=_clip(), seed=3)
+    assert np.array_equal(session.speak("the cat", voice="bob", seed=3).waveform, said["bob"])
+    imitated = session.speak("the cat", voice_from=_clip(), seed=3).waveform
     assert not np.array_equal(imitated, said["ann"])
-    turns = [session.turn("the cat", voice=voice, max_new_tokens=5, seed=3).codes for voice in ("ann", "bob")]
+    turns = [session.chat("the cat", voice=voice, max_new_tokens=5, seed=3).codes for voice in ("ann", "bob")]
     assert not np.array_equal(*turns)
     with pytest.raises(RequestError, match="voice: 'eve' is not known; there are ann, bob"):
-        session.say("the cat", voice="eve")
+        session.speak("the cat", voice="eve")
     with pytest.raises(RequestError, match="a name or a recording, not both"):
-        session.say("the cat", voice="ann", voice_from=_clip())
+        session.speak("the cat", voice="ann", voice_from=_clip())
 
 
 def test_the_same_seed_says_other_words_with_other_codes(session: Session) -> None:
-    one, other = (session.say(text, seed=3) for text in ("the cat sat", "who is it"))
+    one, other = (session.speak(text, seed=3).waveform for text in ("the cat sat", "who is it"))
     n = min(len(one), len(other))
     assert n and not np.array_equal(one[:n], other[:n])
