@@ -10,28 +10,23 @@ itself imports neither torch nor triton.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import report, sections
 from benchmarks.ops import OPS
 from benchmarks.provenance import ROOT, slug
 
-SMOKE = "CPU, smoke run, not a result"
-SECTIONS = ("build", "tests", "train", "stages")
-"""What a run does besides timing the ops."""
+OTHERS = ("build", "tests", "train", "stages", "inference")
+"""Sections of a run besides the ops."""
 NO_DEVICE = 2
 """Exit code without a CUDA device."""
 
@@ -45,18 +40,6 @@ free = torch.cuda.mem_get_info()[0] if device == "cuda" else 0
 print(json.dumps({**provenance.describe(device, sys.argv[2]), "free": free}))
 """
 
-WORKERS = (
-    ("rms_norm",),
-    ("add_rms_norm",),
-    ("qk_norm_rope",),
-    ("swiglu", "rope"),
-    ("linear_cross_entropy",),
-    ("vq_nearest", "attention", "mel_downsample", "attention_decode"),
-)
-"""Ops of each process that fills the compilers' caches while the tests run."""
-ROOM = 40 * 2**30
-"""Free bytes of device memory from which tests and compilation share the device."""
-
 
 @dataclass(kw_only=True)
 class Budget:
@@ -67,6 +50,7 @@ class Budget:
     tests: float
     train: float
     stages: float
+    inference: float
     report: float = 8.0
     began: float = field(default_factory=time.monotonic)
 
@@ -76,226 +60,16 @@ class Budget:
         return self.total - self.report - (time.monotonic() - self.began)
 
 
-FULL = {"total": 520.0, "build": 75.0, "tests": 150.0, "train": 70.0, "stages": 100.0}
-QUICK = {"total": 170.0, "build": 35.0, "tests": 40.0, "train": 20.0, "stages": 30.0}
-SMOKE_BUDGET = {"total": 300.0, "build": 60.0, "tests": 60.0, "train": 60.0, "stages": 60.0}
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """How a process ended."""
-
-    code: int | None
-    """None: stopped at its limit."""
-    seconds: float
-    tail: str
-    """The last lines of its output."""
-
-
-class Run:
-    """Folder, environment and outcomes of one run."""
-
-    def __init__(self, out: Path, cache: Path, device: str) -> None:
-        """cache: for the compilers; the same for all sections."""
-        self.out, self.device = out, device
-        self.rows_path = out / "rows.jsonl"
-        self.sections: list[str] = []
-        path = os.pathsep.join(
-            [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": path,
-            "PYTHONUNBUFFERED": "1",
-            "TRITON_CACHE_DIR": str(cache / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-            "TORCHINDUCTOR_COMPILE_THREADS": "8",
-        }
-        # A forced backend would be timed as every other one's; the interpreter is for tests.
-        for name in ("MUOMNI_BACKEND", *(["TRITON_INTERPRET"] if device == "cuda" else [])):
-            self.environment.pop(name, None)
-
-    def start(self, name: str, *command: str, **variables: str) -> subprocess.Popen[bytes]:
-        """A process in a group of its own, its output in <name>.log."""
-        with (self.out / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command, cwd=ROOT, env=self.environment | variables, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def run(self, name: str, *command: str, limit: float, **variables: str) -> Outcome:
-        """Start, wait at most `limit` seconds, stop."""
-        began = time.monotonic()
-        process = self.start(name, *command, **variables)
-        code = stop(process, limit)
-        lines = (self.out / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        return Outcome(code=code, seconds=time.monotonic() - began, tail="\n".join(lines[-3:]))
-
-    def note(self, section: str, outcome: str) -> None:
-        """Record a section's outcome, print it, and write what there is."""
-        self.sections.append(f"{section}: {outcome}")
-        print(f"[{section}] {outcome}", flush=True)
-        self.write()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows so far."""
-        if not self.rows_path.exists():
-            return []
-        entries = (json.loads(line) for line in self.rows_path.read_text().splitlines())
-        return [entry for entry in entries if "status" in entry]
-
-    def write(self) -> str:
-        """Write rows.json and summary.md; gives the summary."""
-        rows = self.rows()
-        (self.out / "rows.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        note = SMOKE if self.device == "cpu" else ""
-        text = report.summary(rows, self.sections, note=note)
-        (self.out / "summary.md").write_text(text, encoding="utf-8")
-        return text
-
-
-def stop(process: subprocess.Popen[bytes], limit: float) -> int | None:
-    """The exit code within `limit` seconds; None when the process and its children had to be killed."""
-    try:
-        return process.wait(timeout=max(0.0, limit))
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return None
-
-
-def build(run: Run, limit: float) -> str:
-    """Compile the C++ extension beside its sources."""
-    target = ROOT / "kernels" / "muomni_kernels" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    newest = max(path.stat().st_mtime for path in [ROOT / "setup.py", *(ROOT / "csrc").iterdir()])
-    if target.exists() and target.stat().st_mtime > newest:
-        return "there already"
-    done = run.run("build", sys.executable, "setup.py", "-q", "build_ext", "--inplace", limit=limit)
-    if target.exists():
-        return f"{done.seconds:.0f} s"
-    reason = (
-        f"stopped after {limit:.0f} s" if done.code is None else done.tail.splitlines()[-1:] or ["no output"]
-    )
-    return f"skipped, the references run: {reason if isinstance(reason, str) else reason[0]}"
-
-
-QUICK_TESTS = "exact or waits or replayed"
-"""Names of the tests of a quick run: results, host syncs, graphs."""
-
-
-def tests(run: Run, limit: float, *, quick: bool) -> str:
-    """The tests marked gpu; a part of them in a quick run, which pytest's last line says."""
-    options = (
-        "-m",
-        "gpu",
-        "-q",
-        "--continue-on-collection-errors",
-        "-p",
-        "no:cacheprovider",
-        *(("-k", QUICK_TESTS) if quick else ()),
-        "tests/kernels",
-    )
-    done = run.run("tests", sys.executable, "-m", "pytest", *options, limit=limit)
-    if done.code is None:
-        log = (run.out / "tests.log").read_text(errors="replace")
-        n_results = sum(map(len, re.findall(r"^[.sxFE]+", log, re.MULTILINE)))
-        return f"STOPPED after {limit:.0f} s and {n_results} results (tests.log)"
-    summary = done.tail.splitlines()[-1] if done.tail else "no output"
-    return (
-        f"{'ok' if done.code == 0 else 'FAILED' if done.code == 1 else f'exit code {done.code}'}: {summary}"
-    )
-
-
-def precompile(run: Run, ops: list[str], *, quick: bool, seconds: float) -> list[subprocess.Popen[bytes]]:
-    """Start the processes that fill the compilers' caches."""
-    processes = []
-    for i, group in enumerate(WORKERS):
-        chosen = [op for op in group if op in ops]
-        if chosen:
-            command = [
-                "--compile-only",
-                "--ops",
-                ",".join(chosen),
-                "--device",
-                run.device,
-                "--seconds",
-                f"{seconds}",
-            ]
-            command += ["--quick"] if quick else []
-            processes.append(
-                run.start(
-                    f"compile-{i}", sys.executable, "-m", "benchmarks.kernels", *command,
-                    TORCHINDUCTOR_COMPILE_THREADS="2", OMP_NUM_THREADS="1",
-                )
-            )  # fmt: skip
-    return processes
-
-
-def kernels(run: Run, ops: list[str], *, quick: bool, limit: float, command: str) -> str:
-    """Time the ops; a process that dies is started again behind the case it died in."""
-    end = time.monotonic() + limit
-    crashes = 0
-    while True:
-        left = end - time.monotonic()
-        # A case that was started takes a while to finish: the limit is soft for it, hard a little later.
-        arguments = ["--ops", ",".join(ops), "--device", run.device, "--out", str(run.rows_path)]
-        arguments += [
-            "--seconds",
-            f"{max(0.0, left - 12):.1f}",
-            "--command",
-            command,
-            *(["--quick"] if quick else []),
-        ]
-        done = run.run(
-            "kernels", sys.executable, "-m", "benchmarks.kernels", *arguments, limit=max(5.0, left + 5)
-        )
-        if done.code == 0:
-            break
-        crashes += 1
-        if done.code is None or crashes > 8 or end - time.monotonic() < 20:
-            return f"STOPPED ({crashes} crashes); {done.tail.splitlines()[-1:]}"
-    rows = run.rows()
-    timed = {(row["op"], row["variant"]) for row in rows if row["status"] == "ok"}
-    faults = [
-        f"{row['op']} {row['variant']} {row['contender']}: {row['status']}"
-        for row in rows
-        if row["contender"] in report.OURS
-        and row["status"].partition(":")[0] in ("wrong", "failed", "crashed")
-    ]
-    summary = f"{len(timed)} cases timed" + (f", {crashes} crashed" if crashes else "")
-    return f"FAILED, {len(faults)} of our own, the first {faults[0]}; {summary}" if faults else summary
-
-
-def train(run: Run, *, quick: bool, limit: float, command: str) -> str:
-    """Training steps with kernels on and off."""
-    sizes = "nano" if run.device == "cpu" else "tiny" if quick else "tiny,base"
-    arguments = ["--sizes", sizes, "--device", run.device, "--out", str(run.rows_path), "--command", command]
-    arguments += ["--seconds", f"{limit * 0.7:.1f}", *(["--quick"] if quick else [])]
-    done = run.run("train", sys.executable, "-m", "benchmarks.train_step", *arguments, limit=limit)
-    if done.code == 0:
-        return f"{done.seconds:.0f} s"
-    ended = f"STOPPED after {limit:.0f} s" if done.code is None else f"FAILED, exit code {done.code}"
-    return f"{ended}; {done.tail.splitlines()[-1] if done.tail else 'no output'} (train.log)"
-
-
-def stages(run: Run, *, quick: bool, limit: float, command: str) -> str:
-    """Training steps against peers and floor; cases that time is not left for are named in the rows."""
-    arguments = ["--device", run.device, "--rows", str(run.rows_path), "--command", command]
-    # A case that was begun takes a while, most of it in the compilers.
-    arguments += ["--seconds", f"{limit * 0.5:.1f}", "--quick" if run.device == "cuda" else "--smoke"]
-    sizes = ["--sizes", "tiny" if quick else "tiny,base,start"]
-    arguments += sizes if run.device == "cuda" else ["--stages", "text"]
-    done = run.run("stages", sys.executable, "-m", "benchmarks.bench_train", *arguments, limit=limit)
-    own = [row for row in run.rows() if row["op"] == "train" and row["contender"].startswith("ours")]
-    faults = [row for row in own if row["status"].partition(":")[0] in ("wrong", "failed")]
-    timed = f"{sum(row['status'] == 'ok' for row in own)} steps of ours timed"
-    if done.code == 0 and not faults:
-        return f"{timed}, {done.seconds:.0f} s"
-    ended = f"STOPPED after {limit:.0f} s" if done.code is None else f"FAILED, exit code {done.code}"
-    if faults:
-        ended = f"FAILED, {faults[0]['variant']}, {faults[0]['contender']}: {faults[0]['status']}"
-    return f"{ended}; {timed} (stages.log)"
+FULL = {"total": 520.0, "build": 70.0, "tests": 130.0, "train": 50.0, "stages": 75.0, "inference": 85.0}
+QUICK = {"total": 170.0, "build": 30.0, "tests": 35.0, "train": 18.0, "stages": 22.0, "inference": 28.0}
+SMOKE_BUDGET = {
+    "total": 300.0,
+    "build": 60.0,
+    "tests": 60.0,
+    "train": 60.0,
+    "stages": 60.0,
+    "inference": 60.0,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -305,19 +79,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=None, help="default: benchmarks/results/<date>_<device>_<commit>"
     )
-    parser.add_argument("--only", default=None, help="comma-separated ops, train, stages, tests, build")
+    parser.add_argument(
+        "--only", default=None, help="comma-separated ops, tests, build, train, stages, inference"
+    )
     parser.add_argument(
         "--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a smoke test of this command"
     )
     arguments = parser.parse_args(argv)
-    chosen = arguments.only.split(",") if arguments.only else [*OPS, *SECTIONS]
-    unknown = sorted(set(chosen) - {*OPS, *SECTIONS})
+    chosen = arguments.only.split(",") if arguments.only else [*OPS, *OTHERS]
+    unknown = sorted(set(chosen) - {*OPS, *OTHERS})
     if unknown:
-        parser.error(f"--only: {', '.join(unknown)} unknown; there are {', '.join([*OPS, *SECTIONS])}")
+        parser.error(f"--only: {', '.join(unknown)} unknown; there are {', '.join([*OPS, *OTHERS])}")
     budget = Budget(**(SMOKE_BUDGET if arguments.device == "cpu" else QUICK if arguments.quick else FULL))
     command = " ".join(["python -m benchmarks.gpu", *(sys.argv[1:] if argv is None else argv)])
     with tempfile.TemporaryDirectory(prefix="muomni-benchmarks-") as scratch:
-        first = Run(Path(scratch), Path(scratch), arguments.device)
+        first = sections.Run(Path(scratch), Path(scratch), arguments.device)
         probe = subprocess.run(
             [sys.executable, "-c", PROBE, arguments.device, command],
             cwd=ROOT, env=first.environment, text=True, capture_output=True, check=False,
@@ -337,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
                 return 1
             shutil.move(out, _aside(out))
         out.mkdir(parents=True, exist_ok=True)
-        run = Run(out, Path(scratch), arguments.device)
+        run = sections.Run(out, Path(scratch), arguments.device)
         return _sections(run, chosen, budget, about, quick=arguments.quick, command=command)
 
 
@@ -350,32 +126,43 @@ def _aside(path: Path) -> Path:
 
 
 def _sections(
-    run: Run, chosen: list[str], budget: Budget, about: dict[str, Any], *, quick: bool, command: str
+    run: sections.Run, chosen: list[str], budget: Budget, about: dict[str, Any], *, quick: bool, command: str
 ) -> int:
     ops = [op for op in OPS if op in chosen]
     if run.device == "cpu":
-        print(SMOKE)
+        print(sections.SMOKE)
     print(
         f"{about['device']}, torch {about['torch']}, triton {about['triton']}, commit {about['commit']}",
         flush=True,
     )
     helpers: list[subprocess.Popen[bytes]] = []
-    if run.device == "cuda" and ops and "tests" in chosen and about["free"] > ROOM:
-        helpers = precompile(run, ops, quick=quick, seconds=budget.tests)
+    if run.device == "cuda" and ops and "tests" in chosen and about["free"] > sections.ROOM:
+        helpers = sections.precompile(run, ops, quick=quick, seconds=budget.tests)
     if "build" in chosen:
-        run.note("build", build(run, budget.build))
+        run.note("build", sections.build(run, budget.build))
     if "tests" in chosen and run.device == "cuda":
-        run.note("tests", tests(run, min(budget.tests, budget.left), quick=quick))
+        run.note("tests", sections.tests(run, min(budget.tests, budget.left), quick=quick))
     for helper in helpers:
-        stop(helper, 0.0)
-    later = budget.stages if "stages" in chosen else 0.0
+        sections.stop(helper, 0.0)
+    last = budget.inference if "inference" in chosen else 0.0
+    later = last + (budget.stages if "stages" in chosen else 0.0)
     share = later + (budget.train if "train" in chosen else 0.0)
     if ops:
-        run.note("kernels", kernels(run, ops, quick=quick, limit=budget.left - share, command=command))
+        run.note(
+            "kernels", sections.kernels(run, ops, quick=quick, limit=budget.left - share, command=command)
+        )
     if "train" in chosen:
-        run.note("train", train(run, quick=quick, limit=max(10.0, budget.left - later), command=command))
+        run.note(
+            "train", sections.train(run, quick=quick, limit=max(10.0, budget.left - later), command=command)
+        )
     if "stages" in chosen:
-        run.note("stages", stages(run, quick=quick, limit=max(10.0, budget.left), command=command))
+        run.note(
+            "stages", sections.stages(run, quick=quick, limit=max(10.0, budget.left - last), command=command)
+        )
+    if "inference" in chosen:
+        run.note(
+            "inference", sections.inference(run, quick=quick, limit=max(10.0, budget.left), command=command)
+        )
     written = report.plots(run.rows(), run.out / "plots")
     run.note("report", f"{len(written)} plots, {run.out}")
     run.rows_path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import AGAIN, train_report
+from benchmarks import AGAIN, infer_report, train_report
 from muomni.plot import line_plot
 
 Row = dict[str, Any]
@@ -52,7 +52,12 @@ def timed(rows: list[Row]) -> dict[tuple[str, str, str, str], dict[str, Row]]:
     """(op, variant, dtype, pass) -> contender -> row, of the kernel rows that were timed."""
     found: dict[tuple[str, str, str, str], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        if row["status"] in ("ok", "yardstick") and row["op"] not in ("train_step", "loss_pair", "train"):
+        if row["status"] in ("ok", "yardstick") and row["op"] not in (
+            "train_step",
+            "loss_pair",
+            "train",
+            "infer",
+        ):
             found[row["op"], row["variant"], row["dtype"], row["pass"]][row["contender"]] = row
     return found
 
@@ -270,6 +275,8 @@ def summary(rows: list[Row], sections: list[str], *, note: str = "") -> str:
     ]
     stages = train_report.section(rows)
     parts += ["", "## Stages", "", *stages] if stages else []
+    inference = infer_report.section(rows)
+    parts += ["", "## Inference", "", *inference] if inference else []
     left = list(_left_out(rows))
     parts += ["", "## Not in the tables", "", *(left or ["Nothing."]), ""]
     return "\n".join(parts)

@@ -160,13 +160,7 @@ class PlainBlock(nn.Module):
         self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """x (B, T, D); cos, sin (B, T, head_dim); mask as in Rows -> (B, T, D)."""
-        ops, (n_rows, length, _) = self.ops, x.shape
-        sizes = [self.heads, self.kv_heads, self.kv_heads]
-        packed = self.qkv(ops.norm(x, self.attention_norm)).view(n_rows, length, -1, self.width)
-        q, k, v = packed.split(sizes, dim=2)
-        q, k = ops.norm(q, self.q_weight).transpose(1, 2), ops.norm(k, self.k_weight).transpose(1, 2)
-        (q, k), v = ops.rotate(q, k, cos, sin), v.transpose(1, 2)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        q, k, v = self.project(x, cos, sin)
         grouped = self.heads != self.kv_heads
         if grouped and mask is not None:
             # Under a mask only kernels without grouped keys avoid holding all scores.
@@ -175,9 +169,25 @@ class PlainBlock(nn.Module):
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )
-        x = x + self.out(y.transpose(1, 2).reshape(n_rows, length, -1))
-        gate, up = self.gate_up(ops.norm(x, self.ff_norm)).chunk(2, dim=-1)
-        return x + self.down(ops.swiglu(gate, up))
+        return self.finish(x, y)
+
+    def project(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, H, T, head_dim), keys and values (B, Hkv, T, head_dim)."""
+        ops, (n_rows, length, _) = self.ops, x.shape
+        sizes = [self.heads, self.kv_heads, self.kv_heads]
+        packed = self.qkv(ops.norm(x, self.attention_norm)).view(n_rows, length, -1, self.width)
+        q, k, v = packed.split(sizes, dim=2)
+        q, k = ops.norm(q, self.q_weight).transpose(1, 2), ops.norm(k, self.k_weight).transpose(1, 2)
+        (q, k), v = ops.rotate(q, k, cos, sin), v.transpose(1, 2)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def finish(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x (B, T, D) and what its heads gathered (B, H, T, head_dim) -> (B, T, D)."""
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.ops.norm(x, self.ff_norm)).chunk(2, dim=-1)
+        return x + self.down(self.ops.swiglu(gate, up))
 
 
 class PlainModel(nn.Module):
@@ -281,11 +291,12 @@ Foreign = tuple[Callable[[], Any], int]
 """A call that takes one optimizer step and returns its loss (a number or tensor ()), and its positions."""
 
 
-def load_adapter(spec: str) -> tuple[str, Callable[[Shape], Foreign]]:
+def load_adapter(spec: str) -> tuple[str, Callable[[Any], Any]]:
     """A peer's name and function from `path/to/adapter.py:function`.
 
-    Called as function(shape); it builds its model with its own classes and returns a Foreign. Raises UserError for a
-    path or a name that is not there, and whatever the file raises when it is run.
+    Called as function(shape), it builds its model with its own classes: for a Shape it gives a Foreign, for a
+    `infer_peers.DecodeShape` a Decode. Raises UserError for a path or a name that is not there, and whatever the file
+    raises when it is run.
     """
     path, separator, name = spec.rpartition(":")
     if not separator or not path.endswith(".py") or not Path(path).is_file():

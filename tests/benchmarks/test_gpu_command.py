@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, sections
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,25 +39,34 @@ def test_without_a_device_it_says_so_in_one_line() -> None:
 
 def test_on_a_cpu_everything_but_cuda_graphs_runs(tmp_path: Path) -> None:
     out = tmp_path / "results"
-    done = _command("--device", "cpu", "--out", str(out), "--only", "swiglu,attention_decode,train,stages")
+    done = _command(
+        "--device", "cpu", "--out", str(out), "--only", "swiglu,attention_decode,train,stages,inference"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert done.stdout.startswith(gpu.SMOKE)
+    assert done.stdout.startswith(sections.SMOKE)
     summary = (out / "summary.md").read_text()
     assert done.stdout.rstrip().endswith(summary.rstrip()), "the summary comes last"
-    assert gpu.SMOKE in summary and "kernels: 2 cases timed" in summary
+    assert sections.SMOKE in summary and "kernels: 2 cases timed" in summary
     rows = json.loads((out / "rows.json").read_text())
-    assert {row["op"] for row in rows} == {"swiglu", "attention_decode", "train_step", "loss_pair", "train"}
+    assert {row["op"] for row in rows} == {
+        "swiglu",
+        "attention_decode",
+        "train_step",
+        "loss_pair",
+        "train",
+        "infer",
+    }
     for row in rows:
         assert {"device", "torch", "triton", "commit", "command", "date"} <= row.keys()
         assert row["command"].startswith("python -m benchmarks.gpu --device cpu")
     pair = next(row for row in rows if row["op"] == "loss_pair")
     assert pair["status"] == "ok" and pair["largest_difference"] < 1e-4
-    assert "## Stages" in summary and re.search(r"stages: \d+ steps of ours timed", summary)
+    assert "## Stages" in summary and re.search(r"stages: \d+ rows of ours", summary)
     assert {path.name for path in (out / "plots").iterdir()} == {"swiglu.svg", "attention_decode.svg"}
 
 
 def test_a_section_that_fails_is_reported_and_the_others_run(tmp_path: Path) -> None:
-    run = gpu.Run(tmp_path, tmp_path, "cpu")
+    run = sections.Run(tmp_path, tmp_path, "cpu")
     done = run.run("broken", sys.executable, "-c", "raise SystemExit('out of order')", limit=20)
     assert done.code == 1 and done.tail == "out of order"
     run.note("broken", "FAILED")
@@ -77,13 +86,13 @@ def _lives(pid: int) -> bool:
 def test_a_section_past_its_limit_is_stopped_with_its_children(tmp_path: Path) -> None:
     child = "import time; print('ready', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid); p.wait()"
-    run = gpu.Run(tmp_path, tmp_path, "cpu")
+    run = sections.Run(tmp_path, tmp_path, "cpu")
     process = run.start("slow", sys.executable, "-c", parent, PYTHONUNBUFFERED="1")
     began = time.monotonic()
     log = tmp_path / "slow.log"
     while "ready" not in log.read_text() and time.monotonic() - began < 20:
         time.sleep(0.02)
-    assert gpu.stop(process, 0.0) is None
+    assert sections.stop(process, 0.0) is None
     pid = next(int(word) for word in log.read_text().split() if word.isdecimal())
     while _lives(pid):
         assert time.monotonic() - began < 20, "the child is still there"
@@ -94,7 +103,7 @@ def test_a_forced_backend_does_not_reach_the_sections(
 ) -> None:
     monkeypatch.setenv("MUOMNI_BACKEND", "reference")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    environment = gpu.Run(tmp_path, tmp_path, "cuda").environment
+    environment = sections.Run(tmp_path, tmp_path, "cuda").environment
     assert "MUOMNI_BACKEND" not in environment and "TRITON_INTERPRET" not in environment
     assert str(ROOT / "kernels") in environment["PYTHONPATH"].split(os.pathsep)
 
@@ -106,13 +115,13 @@ def test_an_unknown_op_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_op_is_compiled_by_one_worker() -> None:
-    assert sorted(op for group in gpu.WORKERS for op in group) == sorted(gpu.OPS)
+    assert sorted(op for group in sections.WORKERS for op in group) == sorted(gpu.OPS)
 
 
 def test_budgets_fit_the_promise() -> None:
     assert gpu.FULL["total"] <= 9 * 60 - 10 and gpu.QUICK["total"] <= 3 * 60 - 5
     for budget in (gpu.FULL, gpu.QUICK):
-        parts = (budget[name] for name in ("build", "tests", "train", "stages"))
+        parts = (budget[name] for name in ("build", "tests", "train", "stages", "inference"))
         assert sum(parts) < 0.8 * budget["total"], "the kernels get the rest"
 
 
@@ -122,12 +131,12 @@ def test_earlier_results_are_set_aside(tmp_path: Path) -> None:
     assert gpu._aside(tmp_path / "run") == tmp_path / "run.2"
 
 
-class Recorder(gpu.Run):
+class Recorder(sections.Run):
     """Keeps the commands and has rows of its own; nothing is started."""
 
-    def run(self, name: str, *command: str, limit: float) -> gpu.Outcome:
+    def run(self, name: str, *command: str, limit: float) -> sections.Outcome:
         self.commands = [*getattr(self, "commands", []), command]
-        return gpu.Outcome(code=0, tail="3 passed", seconds=1.0)
+        return sections.Outcome(code=0, tail="3 passed", seconds=1.0)
 
     def rows(self) -> list[dict[str, object]]:
         named = {"op": "rope", "variant": "8x4", "status": "ok"}
@@ -136,21 +145,21 @@ class Recorder(gpu.Run):
 
 def test_a_quick_run_takes_a_part_of_the_tests(tmp_path: Path) -> None:
     run = Recorder(tmp_path, tmp_path, "cuda")
-    assert gpu.tests(run, 10.0, quick=True) == "ok: 3 passed" and gpu.tests(run, 10.0, quick=False)
+    assert sections.tests(run, 10.0, quick=True) == "ok: 3 passed" and sections.tests(run, 10.0, quick=False)
     quick, full = run.commands
-    assert gpu.QUICK_TESTS in quick and gpu.QUICK_TESTS not in full
+    assert sections.QUICK_TESTS in quick and sections.QUICK_TESTS not in full
     names = (ROOT / "tests" / "kernels" / "test_gpu.py").read_text()
-    assert all(f"{word}_" in names for word in gpu.QUICK_TESTS.split(" or "))
+    assert all(f"{word}_" in names for word in sections.QUICK_TESTS.split(" or "))
 
 
 def test_a_wrong_kernel_of_ours_fails_the_command(tmp_path: Path) -> None:
     run = Recorder(tmp_path, tmp_path, "cuda")
-    assert gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c") == "1 cases timed"
+    assert sections.kernels(run, ["rope"], quick=True, limit=9.0, command="c") == "1 cases timed"
     wrong = {"op": "rope", "variant": "8x4", "status": "wrong: output 0"}
     run.more = [{**wrong, "contender": "liger"}]
-    assert "FAILED" not in gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
+    assert "FAILED" not in sections.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
     run.more = [{**wrong, "contender": "triton"}]
-    found = gpu.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
+    found = sections.kernels(run, ["rope"], quick=True, limit=9.0, command="c")
     assert found.startswith("FAILED, 1 of our own, the first rope 8x4 triton: wrong: output 0")
 
 
@@ -158,9 +167,9 @@ def test_a_step_of_ours_that_is_wrong_fails_the_command(tmp_path: Path) -> None:
     run = Recorder(tmp_path, tmp_path, "cuda")
     step = {"op": "train", "variant": "tiny text", "status": "wrong: first loss 1"}
     run.more = [{**step, "contender": "plain eager, bf16"}]
-    assert gpu.stages(run, quick=True, limit=9.0, command="c") == "0 steps of ours timed, 1 s"
+    assert sections.stages(run, quick=True, limit=9.0, command="c") == "0 rows of ours, 1 s"
     run.more = [{**step, "contender": "ours, bf16"}]
-    found = gpu.stages(run, quick=True, limit=9.0, command="c")
+    found = sections.stages(run, quick=True, limit=9.0, command="c")
     assert found.startswith("FAILED, tiny text, ours, bf16: wrong: first loss 1")
 
 

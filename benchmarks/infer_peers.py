@@ -1,0 +1,112 @@
+"""Peers of bench_infer: the Thinker as a plain script decodes it, Llama through transformers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.train_peers import PLAIN, NotRun, PlainBlock, PlainModel
+from muomni.config import ThinkerConfig
+from muomni.models.thinker import Thinker
+
+Decode = Callable[[int], Any]
+"""decode(n): the prompts that were given, then n tokens of each by greedy choices, from the start at every call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeShape:
+    """What an adapter is asked for: a text model of these dimensions with random weights, and prompts."""
+
+    device: str
+    precision: str
+    """fp32 or bf16."""
+    batch: int
+    n_prompt: int
+    """Tokens of each prompt."""
+    n_new: int
+    """Most tokens that will be asked for."""
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+
+
+class PlainDecoder:
+    """Plain PyTorch of the same weights: a cache that is concatenated, attention without a mask, a token a call."""
+
+    def __init__(self, thinker: Thinker, prompts: torch.Tensor) -> None:
+        """prompts: (B, n) int64 on the device."""
+        self._cfg, self._prompts = thinker.cfg, prompts
+        weight = thinker.embedding
+        self._model = PlainModel(thinker.cfg).to(weight.device, weight.dtype).take(thinker).eval()
+
+    @torch.inference_mode()
+    def decode(self, n: int) -> torch.Tensor:
+        """(B, n) tokens."""
+        caches: list[list[torch.Tensor]] = [[] for _ in self._model.blocks]
+        ids, found = self._prompts, []
+        for _ in range(n):
+            ids = self._forward(ids, caches).argmax(-1, keepdim=True)
+            found.append(ids)
+        return torch.cat(found, dim=1)
+
+    def prefilled(self) -> torch.Tensor:
+        """(B, vocab_size) logits behind the prompts."""
+        with torch.inference_mode():
+            return self._forward(self._prompts, [[] for _ in self._model.blocks])
+
+    def _forward(self, ids: torch.Tensor, caches: list[list[torch.Tensor]]) -> torch.Tensor:
+        cfg, model = self._cfg, self._model
+        before = caches[0][0].shape[2] if caches[0] else 0
+        x = model.embedding(ids) * model.scale
+        positions = torch.arange(before, before + ids.shape[1], device=ids.device)
+        exponents = torch.arange(cfg.head_dim // 2, device=ids.device, dtype=torch.float32)
+        angles = positions[:, None].float() * cfg.rope_theta ** (exponents * (-2.0 / cfg.head_dim))
+        angles = torch.cat((angles, angles), dim=-1)
+        for block, cache in zip(model.blocks, caches, strict=True):
+            assert isinstance(block, PlainBlock)
+            q, k, v = block.project(x, angles.cos()[None], angles.sin()[None])
+            if cache:
+                k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
+            cache[:] = [k, v]
+            # One query sees every key.
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=before == 0, enable_gqa=True)
+            x = block.finish(x, y)
+        return F.linear(PLAIN.norm(x[:, -1], model.norm), model.embedding.weight)
+
+
+def llama(
+    cfg: ThinkerConfig, prompts: torch.Tensor, dtype: torch.dtype, *, most: int
+) -> Callable[[int], torch.Tensor]:
+    """transformers' Llama of the same dimensions with random weights, by its own `generate`: decode(n) -> (B, n).
+
+    most: tokens that will be asked for. Raises NotRun where transformers is not installed.
+    """
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise NotRun(f"not installed ({error.name})") from None
+    config = transformers.LlamaConfig(
+        vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, intermediate_size=cfg.d_ff, head_dim=cfg.head_dim,
+        num_hidden_layers=cfg.n_layers, num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
+        max_position_embeddings=prompts.shape[1] + most, tie_word_embeddings=True, attention_bias=False,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to(prompts.device, dtype).eval()
+
+    @torch.inference_mode()
+    def decode(n: int) -> torch.Tensor:
+        out = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=n, min_new_tokens=n, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        return out[:, prompts.shape[1] :]
+
+    return decode
