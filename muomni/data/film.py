@@ -145,13 +145,19 @@ class _Film:
         self.stream.seek(0)
         codecs = ",".join(sorted(VIDEO_CODECS | AUDIO_CODECS))
         bounds = {"max_pixels": str(MAX_PIXELS), "max_samples": str(MAX_PCM_BYTES // 4)}
-        container = self.av.open(
-            self.stream,
-            format=self.kind,
-            container_options={"codec_whitelist": codecs, "max_streams": str(MAX_STREAMS)},
-            stream_options=[bounds] * MAX_STREAMS,
-            metadata_errors="replace",
-        )
+        try:
+            container = self.av.open(
+                self.stream,
+                format=self.kind,
+                container_options={"codec_whitelist": codecs, "max_streams": str(MAX_STREAMS)},
+                stream_options=[bounds] * MAX_STREAMS,
+                metadata_errors="replace",
+            )
+        except ValueError as error:
+            if isinstance(error, self.av.FFmpegError):
+                raise
+            # What PyAV says where there is no stream that the bounds could be given to.
+            raise MediaError(f"{self.name}: holds no moving pictures; expected a film.") from None
         moving = [s for s in container.streams.video if not self._is_cover(s)]
         if not moving:
             raise MediaError(f"{self.name}: holds no moving pictures; expected a film.")
@@ -185,10 +191,7 @@ class _Film:
         """Look at every packet and decode none. Raises MediaError for a film that is cut or too long."""
         container, video, audio = self.open()
         keys: list[_Key] = []
-        first: Fraction | None = None
-        starts = [
-            s.start_time * s.time_base for s in (video, audio) if s is not None and s.start_time is not None
-        ]
+        first: dict[int, Fraction] = {}
         end, n_packets, n_sound = Fraction(0), 0, 0
         for packet in container.demux([s for s in (video, audio) if s is not None]):
             n_packets += 1
@@ -201,16 +204,21 @@ class _Film:
                 continue
             base = packet.stream.time_base
             time, lasts = at * base, max(packet.duration or 0, 0) * base
+            first[packet.stream.index] = min(first.get(packet.stream.index, time), time)
             if packet.stream is video:
-                first = time if first is None else min(first, time)
                 if packet.is_keyframe or not keys:
                     keys.append(_Key(time, packet.dts if packet.dts is not None else at))
             else:
                 n_sound += 1
             end = max(end, time + lasts)
-        if first is None:
+        if not keys:
             raise MediaError(f"{self.name}: holds no moving pictures; expected a film.")
-        start = min([*starts, first])
+        # What a coder needs before the first sample that is heard has a time too, which start_time leaves out.
+        start = min(
+            max(first[s.index], first[s.index] if s.start_time is None else s.start_time * s.time_base)
+            for s in (video, audio)
+            if s is not None and s.index in first
+        )
         stated = (container.duration or 0) / self.av.time_base
         seconds = float(end - start)
         if stated > seconds + max(1.0, seconds / 20):

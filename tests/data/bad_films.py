@@ -26,11 +26,9 @@ def _patched(data: bytes, mark: bytes, place: int, value: bytes) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
-def _times(data: bytes, factor: int) -> bytes:
-    """An MP4 whose film header states another duration, in milliseconds."""
-    at = data.index(b"mvhd") + 20
-    stated = int.from_bytes(data[at : at + 4], "big")
-    return data[:at] + struct.pack(">I", stated * factor) + data[at + 4 :]
+def _stated(mkv: bytes, milliseconds: float) -> bytes:
+    """An MKV whose header states another duration."""
+    return _patched(mkv, b"\x44\x89\x88", 3, struct.pack(">d", milliseconds))
 
 
 def _noise_within(data: bytes, mark: bytes) -> bytes:
@@ -76,7 +74,7 @@ CASES: dict[str, Case] = {
     "an mkv cut in the middle": ("cut", lambda: _mkv()[: len(_mkv()) // 2]),
     "an mkv of its first bytes": ("damaged|cut", lambda: _mkv()[:20]),
     "a gif cut in the middle": ("cut", lambda: made.good_films()["gif"][:-400]),
-    "an mp4 that states ten times its length": ("cut, 4.0. s of 40", lambda: _times(_mp4(), 10)),
+    "an mkv that states ten times its length": ("cut, 4.0. s of 40", lambda: _stated(_mkv(), 40_000)),
     "an mp4 of two billion samples": (
         "more than 1,048,576", lambda: _patched(_mp4(), b"stsz", 12, b"\x7f\xff\xff\xff")
     ),

@@ -76,11 +76,13 @@ def _write_tone(output: Any, track: Any, seconds: float, form: str, sample_rate:
 
 KINDS: dict[str, dict[str, Any]] = {
     "mp4 h264 aac": {},
-    "mp4 in fragments": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
+    "mp4 in fragments": {"muxer": {"movflags": "frag_keyframe+delay_moov"}},
     "mp4 mpeg4 aac": {"video": "mpeg4"},
-    "mov mjpeg pcm": {"kind": "mov", "video": "mjpeg", "audio": "pcm_s16le", "pixels": "yuvj420p", "sound_format": "s16"},
+    "mov mjpeg pcm": {
+        "kind": "mov", "video": "mjpeg", "audio": "pcm_s16le", "pixels": "yuvj420p", "sound_format": "s16",
+    },
     "mkv h264 flac": {"kind": "matroska", "audio": "flac", "sound_format": "s16"},
-    "webm vp8 vorbis": {"kind": "webm", "video": "libvpx", "audio": "libopus", "sound_format": "s16"},
+    "webm vp8 opus": {"kind": "webm", "video": "libvpx", "audio": "libopus", "sound_format": "s16"},
     "webm vp9 opus": {"kind": "webm", "video": "libvpx-vp9", "audio": "libopus", "sound_format": "s16"},
     "mkv without a length": {"kind": "matroska", "audio": "pcm_s16le", "sound_format": "s16", "muxer": {"live": "1"}},
     "gif": {"kind": "gif", "video": "gif", "audio": None, "pixels": "rgb8"},

@@ -1,15 +1,17 @@
 """Films: the frames of the right times, the sound at its place, and one line for each bad one."""
 
-import os
+import io
 import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from muomni.data import film
 from muomni.data.film import MAX_SIDE, read_video
 from muomni.data.media import MediaError
 
@@ -77,17 +79,33 @@ def test_frames_are_those_of_a_whole_decoding_wherever_key_frames_are(gop: int) 
     import av
 
     file = film_files.film(seconds=12.0, gop=gop, audio=None)
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"muomni-gop-{os.getpid()}.mp4"
-    path.write_bytes(file)
-    try:
-        with av.open(str(path)) as container:
-            whole = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-        video = read_video(path, n_frames=lambda seconds: 9)
-    finally:
-        path.unlink()
+    with av.open(io.BytesIO(file)) as container:
+        whole = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    video = read_video(file, n_frames=lambda seconds: 9)
     for time, frame in zip(video.frame_times, video.frames, strict=True):
         shown = next(pixels for at, pixels in reversed(whole) if at is not None and at <= time)
         assert np.array_equal(np.asarray(frame), shown)
+
+
+def test_little_of_a_long_film_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[film._Film] = []
+
+    class Watched(film._Film):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(film, "_Film", Watched)
+    # 900 pictures of 64 x 48 with a key frame each second; a wanted one needs those before it and what B-frames delay.
+    read_video(film_files.film(seconds=90.0, audio=None), n_frames=lambda seconds: 8)
+    assert 8 <= made[0].n_decoded / (64 * 48) <= 8 * 14
+
+
+def test_a_film_with_too_few_key_frames_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = film_files.film(seconds=8.0, gop=1_000, audio=None)
+    monkeypatch.setattr(film, "MAX_DECODED_PIXELS", 20 * 64 * 48)
+    with pytest.raises(MediaError, match="too few key frames"):
+        read_video(file, n_frames=_seconds)
 
 
 @pytest.mark.parametrize(
