@@ -72,8 +72,8 @@ class _Key(NamedTuple):
     """A picture that can be decoded without the ones before it."""
 
     time: Fraction
-    at: int
-    """What to seek to, in the stream's time base."""
+    places: tuple[int, int]
+    """What to seek to, in the stream's time base: when it is shown; when it is decoded, for formats that go by that."""
 
 
 class _Scan(NamedTuple):
@@ -207,7 +207,7 @@ class _Film:
             first[packet.stream.index] = min(first.get(packet.stream.index, time), time)
             if packet.stream is video:
                 if packet.is_keyframe or not keys:
-                    keys.append(_Key(time, packet.dts if packet.dts is not None else at))
+                    keys.append(_Key(time, (at, packet.dts if packet.dts is not None else at)))
             else:
                 n_sound += 1
             end = max(end, time + lasts)
@@ -238,20 +238,27 @@ class _Film:
             wanted = scan.start + Fraction(time)
             key = scan.keys[max(0, bisect.bisect_right(scan.keys, wanted, key=lambda k: k.time) - 1)]
             if ahead is not None and ahead[0] < key.time <= wanted:
-                try:
-                    container.seek(key.at, stream=video, backward=True, any_frame=False)
-                    pictures = self._decode(container, video)
-                    shown, ahead = None, next(pictures, None)
-                except self.av.FFmpegError:
-                    # Not every container can seek; a fresh one is at its beginning.
-                    container, video, _ = self.open()
-                    pictures = self._decode(container, video)
-                    shown, ahead = None, next(pictures, None)
+                container, video, pictures = self._go(container, video, key)
+                shown, ahead = None, next(pictures, None)
+                if ahead is None or ahead[0] > wanted:
+                    container, video, pictures = self._go(container, video, key, by_decoding=True)
+                    ahead = next(pictures, None)
             while ahead is not None and (ahead[0] <= wanted or shown is None):
                 shown, ahead = ahead, next(pictures, None)
             if shown is None:
                 raise MediaError(f"{self.name}: has no picture at {time:.2f} s; expected a whole film.")
             yield self._picture(shown[1], video, time)
+
+    def _go(
+        self, container: Any, video: Any, key: _Key, *, by_decoding: bool = False
+    ) -> tuple[Any, Any, Any]:
+        """A container that is at a key frame or before it, its picture stream, and what is decoded from there."""
+        try:
+            container.seek(key.places[by_decoding], stream=video, backward=True, any_frame=False)
+        except self.av.FFmpegError:
+            # Not every container can seek; a fresh one is at its beginning.
+            container, video, _ = self.open()
+        return container, video, self._decode(container, video)
 
     def _decode(self, container: Any, video: Any) -> Iterator[tuple[Fraction, Any]]:
         """(time, frame) from where the container is."""
