@@ -27,6 +27,8 @@ from muomni.tokens import N_SPECIAL
 SIZES: tuple[str, ...] = ("nano", "tiny", "base")
 STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "vocoder", "omni", "talker")
 """In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
+MAX_FILM_FRAMES = 8
+"""Most frames taken of a film."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +114,21 @@ class ModelConfig:
         """Waveform samples of the longest clip (163,840: 10.24 s)."""
         return self.max_audio_tokens * self.samples_per_frame
 
+    def film_frames(self, seconds: float) -> int:
+        """Frames taken of a film: one a second, at least one, at most MAX_FILM_FRAMES and a quarter of the context."""
+        fit = self.max_seq_len // 4 // self.vision.n_image_tokens
+        return max(1, min(int(seconds), MAX_FILM_FRAMES, fit))
+
+    def film_steps(self, seconds: float) -> int:
+        """The audio position that is nearest to a time of a film, counted from its beginning."""
+        return round(self.frame_rate * seconds)
+
     def audio_tokens(self, n_samples: int) -> int:
         """Audio positions of a clip of n_samples at mel.sample_rate: ceil(seconds * 12.5)."""
         return -(-n_samples // self.samples_per_frame)
 
     def budget(self, *, n_text: int, n_images: int = 0, audio_samples: tuple[int, ...] = ()) -> TokenBudget:
-        """Positions needed by a sequence.
+        """Positions needed by a sequence; a film is its frames among n_images and its sound among audio_samples.
 
         Raises TokenBudgetError when a clip is longer than max_audio_tokens or the sum exceeds max_seq_len.
         """

@@ -1,8 +1,9 @@
-"""What the containers of recordings and pictures say of themselves against what is there, before a decoder runs.
+"""What the containers of recordings, pictures and films say of themselves against what is there, before a decoder runs.
 
 Decoders read what is left of a cut file as if it were whole, and walk millions of empty chunks, one call each.
 Nothing here decodes or keeps the file: it reads headers, and the bytes of a PNG or JPEG once, in pieces.
-Sources: RIFF and RF64 (EBU Tech 3306), AIFF, RFC 9639 (FLAC), RFC 3533 (Ogg), PNG (W3C), GIF89a, ITU T.81 (JPEG).
+Sources: RIFF and RF64 (EBU Tech 3306), AIFF, RFC 9639 (FLAC), RFC 3533 (Ogg), PNG (W3C), GIF89a, ITU T.81 (JPEG),
+ISO/IEC 14496-12 (MP4), RFC 8794 and 9559 (Matroska).
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ ALONE = frozenset({0x00, 0x01, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 """Second bytes of JPEG markers without a length."""
 PIECE = 2**20
 """Bytes read at once."""
+MAX_SAMPLES = 2**20
+"""Coded pictures and blocks of sound of one MP4: the decoder makes room for as many as the header states."""
+MAX_EQUAL_SAMPLES = 2**25
+"""The same where one size is stated for all of a track: single samples of PCM, 11 minutes at 48 kHz."""
+MAX_HEADER_BYTES = 64 * 2**20
+"""Of one box of an MP4 that is not its content."""
+MP4_BOXES = frozenset(
+    {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"moof", b"styp", b"sidx"}
+)
+"""What an MP4 or QuickTime file may begin with."""
 
 
 def recording_fault(stream: io.BufferedIOBase) -> str:
@@ -54,6 +65,24 @@ def picture_fault(stream: io.BufferedIOBase) -> str:
     fault = next((walk(stream, n_bytes) for magic, walk in walks.items() if head.startswith(magic)), "")
     stream.seek(0)
     return fault
+
+
+def film_format(stream: io.BufferedIOBase) -> tuple[str, str]:
+    """FFmpeg's name of a film's container by its first bytes, and why it is cut or made to be slow; "" if nothing.
+
+    The name is never left to FFmpeg to guess: some of the formats it knows open other files. Ends at the beginning.
+    """
+    head, n_bytes = _begin(stream)
+    if head[4:8] in MP4_BOXES:
+        kind, fault = "mov", _mp4_boxes(stream, n_bytes)
+    elif head[:4] == b"\x1a\x45\xdf\xa3":
+        kind, fault = "matroska", _matroska_segment(stream, n_bytes)
+    elif head[:4] == b"GIF8":
+        kind, fault = "gif", _gif_blocks(stream, n_bytes) or _gif_end(stream, n_bytes)
+    else:
+        kind, fault = "", "is not a readable film; expected mp4, mov, webm, mkv or gif"
+    stream.seek(0)
+    return kind, fault
 
 
 def _begin(stream: io.BufferedIOBase) -> tuple[bytes, int]:
@@ -188,3 +217,89 @@ def _gif_blocks(stream: io.BufferedIOBase, n_bytes: int) -> str:
             inside = head == b"!"
             at += 2 if inside else 1
     return f"has more than {MAX_CHUNKS} blocks before its first picture; write it again with another program"
+
+
+def _gif_end(stream: io.BufferedIOBase, n_bytes: int) -> str:
+    stream.seek(max(0, n_bytes - PIECE))
+    return (
+        ""
+        if stream.read().rstrip(b"\0").endswith(b";")
+        else "is cut: its end is missing; expected a whole file"
+    )
+
+
+def _mp4_boxes(stream: io.BufferedIOBase, n_bytes: int) -> str:
+    """Boxes lie in the file, and no table states more samples than there can be: FFmpeg reserves 24 bytes for each."""
+    at, n_samples, described = 0, 0, False
+    for _ in range(MAX_CHUNKS):
+        stream.seek(at)
+        head = stream.read(16)
+        if len(head) < 8:
+            return "" if described else "is cut: its header is missing; expected a whole file"
+        size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        elif size == 0:
+            size = n_bytes - at
+        if size < 8:
+            return f"is damaged: a box at byte {at} states {size} bytes"
+        if at + size > n_bytes:
+            return _cut(n_bytes, at + size)
+        if kind != b"mdat":
+            if size > MAX_HEADER_BYTES:
+                return (
+                    f"states {size / 2**20:.0f} MiB before its pictures; write it again with another program"
+                )
+            stream.seek(at)
+            box = stream.read(size)
+            described = described or kind == b"moov"
+            n, fault = _stated_samples(box, n_bytes)
+            n_samples += n
+            if not fault and n_samples > MAX_SAMPLES:
+                fault = (
+                    f"states more than {MAX_SAMPLES:,} pictures or blocks of sound; cut it into shorter films"
+                )
+            if fault:
+                return fault
+        at += size
+    return f"has more than {MAX_CHUNKS} boxes; write it again with another program"
+
+
+def _stated_samples(box: bytes, n_bytes: int) -> tuple[int, str]:
+    """Samples that the tables anywhere in a box state, tables of one size apart, and what is wrong with them."""
+    if b"cmov" in box:
+        return 0, "has a packed header; write it again with another program"
+    n_samples = 0
+    # Looked for as bytes: the decoder finds a table in boxes where none belongs.
+    for name, place in ((b"stsz", 12), (b"stz2", 12), (b"trun", 8)):
+        at = box.find(name)
+        while at >= 0:
+            count = int.from_bytes(box[at + place : at + place + 4], "big")
+            size = int.from_bytes(box[at + 8 : at + 12], "big") if name == b"stsz" else 0
+            if not size:
+                n_samples += count
+            elif count * size > n_bytes or count > MAX_EQUAL_SAMPLES:
+                return 0, f"states {count:,} samples of {size} bytes; write it again with another program"
+            at = box.find(name, at + 4)
+    return n_samples, ""
+
+
+def _matroska_segment(stream: io.BufferedIOBase, n_bytes: int) -> str:
+    """The file's one long element lies in it, where its length is known."""
+    at = 0
+    for _ in range(MAX_CHUNKS):
+        stream.seek(at)
+        head = stream.read(12)
+        n_id = 9 - head[0].bit_length() if head and head[0] else 9
+        n_size = 9 - head[n_id].bit_length() if len(head) > n_id and head[n_id] else 9
+        if n_id > 4 or n_size > 8 or len(head) < n_id + n_size:
+            return "is damaged: an element of its header has no length"
+        bits = 7 * n_size
+        size = int.from_bytes(head[n_id : n_id + n_size], "big") & ((1 << bits) - 1)
+        unknown = size == (1 << bits) - 1
+        at += n_id + n_size + (0 if unknown else size)
+        if at > n_bytes:
+            return _cut(n_bytes, at)
+        if head[:4] == b"\x18\x53\x80\x67":
+            return ""
+    return f"has more than {MAX_CHUNKS} elements before its content; write it again with another program"

@@ -1,5 +1,7 @@
 """The one choke point for every file or byte from outside: pictures, recordings and texts become checked values.
 
+Films come through film.py, which opens files and bounds frames and samples by what is here.
+
 Sizes are bounded from the header before anything is decoded, and what a header cannot be trusted with while decoding.
 What passes is finite, mono and of the asked rate, or RGB, or UTF-8. docs/data.md lists the limits.
 """
@@ -54,7 +56,8 @@ class MediaError(UserError, ValueError):
     """A file, byte string or text that is not a usable picture, recording or text."""
 
 
-def _name(source: Source) -> str:
+def name_of(source: Source) -> str:
+    """What a message calls a file or bytes."""
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     # A message is one line that any terminal can show, whatever the file is called.
@@ -87,13 +90,13 @@ class _Stream(io.BufferedReader):
             return 0
 
 
-def _open(source: Source, what: str) -> _Stream:
+def open_source(source: Source, what: str) -> _Stream:
     """Raises MediaError for what is not a regular file that may be read, or is empty or too large."""
     if isinstance(source, bytes):
         if not source:
-            raise MediaError(f"{_name(source)}: is empty; expected {what}.")
+            raise MediaError(f"{name_of(source)}: is empty; expected {what}.")
         return _Stream(io.BytesIO(source))  # pyright: ignore[reportArgumentType]
-    name = _name(source)
+    name = name_of(source)
     try:
         # Looked at before opening: to open a device can already act on it.
         if not stat.S_ISREG(os.stat(source).st_mode):
@@ -120,10 +123,10 @@ def _open(source: Source, what: str) -> _Stream:
 
 def read_bytes(path: Path) -> bytes:
     """A file as it is. Raises MediaError for what is not a regular file that may be read, is empty or too large."""
-    with _open(path, "a recording or picture") as stream:
+    with open_source(path, "a recording or picture") as stream:
         payload = stream.read()
         if stream.failure is not None:
-            raise MediaError(f"{_name(path)}: cannot be read ({stream.failure.strerror}).")
+            raise MediaError(f"{name_of(path)}: cannot be read ({stream.failure.strerror}).")
     return payload
 
 
@@ -134,8 +137,8 @@ def read_audio(source: Source, *, sample_rate: int = 16_000, max_seconds: float 
     8-192 kHz, of more than 8 channels or 64 MiB of PCM, shorter than its header says, or holds a sample that is not
     finite or beyond MAX_AMPLITUDE.
     """
-    name = _name(source)
-    with _open(source, "a recording (wav, flac, ogg, mp3)") as stream:
+    name = name_of(source)
+    with open_source(source, "a recording (wav, flac, ogg, mp3)") as stream:
         if fault := recording_fault(stream):
             raise MediaError(f"{name}: {fault}.")
         try:
@@ -260,8 +263,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises MediaError when it is missing, not PNG/JPEG/WEBP/GIF/BMP, larger than max_pixels by its header, cut,
     broken, or made to be slow (see containers.py; run-length encoded BMP).
     """
-    name = _name(source)
-    with _open(source, "a picture (png, jpeg, webp, gif, bmp)") as stream:
+    name = name_of(source)
+    with open_source(source, "a picture (png, jpeg, webp, gif, bmp)") as stream:
         if fault := picture_fault(stream):
             raise MediaError(f"{name}: {fault}.")
         try:
@@ -297,7 +300,7 @@ def _decode_picture(picture: Image.Image, name: str, max_pixels: int) -> Image.I
         raise MediaError(f"{name}: is a run-length encoded bmp; save it as png.")
     picture.load()
     turn = FULL_TURN.get(_orientation(picture))
-    rgb = _flatten(picture)
+    rgb = flatten(picture)
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -310,7 +313,8 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
+def flatten(picture: Image.Image) -> Image.Image:
+    """Any picture as RGB, transparency on white."""
     if picture.mode.startswith("I"):
         # Pillow clips 16-bit grey at 255 when it converts: everything but the darkest would turn white.
         wide = np.clip(np.asarray(picture), 0, 65_535).astype(np.uint16)

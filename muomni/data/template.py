@@ -1,6 +1,10 @@
 """Turns rendered straight to token ids, labels, positions and placeholder slots.
 
-    [BOS] { [USER] images clips question [EOS] [ASSISTANT] answer [EOS] } ...
+    [BOS] { [USER] images clips films question [EOS] [ASSISTANT] answer [EOS] } ...
+
+A film is its frames and its sound in order of time on one clock (TM-RoPE): s steps after its beginning are the sound
+heard then and the frame seen then. The frame is written before the sound of its step; that the two share a position
+is meant: they differ in what they are, and the order of writing decides what attends to what.
 
 Control tokens are written here as ids and never as text, so a user cannot forge one.
 """
@@ -18,6 +22,18 @@ from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, IGNORE_INDEX, IMAGE, USER
 
 
 @dataclass(frozen=True, kw_only=True)
+class Film:
+    """When a film's frames are seen and how long it is heard, in steps of one audio position."""
+
+    frames: Sequence[int]
+    """Step of each frame, from the film's beginning and in order."""
+    n_audio: int = 0
+    """Audio positions of its sound track, one a step from the beginning on."""
+    n_steps: int = 0
+    """Steps of the whole film: the text after it is no earlier than its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Turn:
     """What a user gave and, if it is known, what the assistant answers."""
 
@@ -27,10 +43,22 @@ class Turn:
     """Pictures, written before the clips."""
     clips: Sequence[int] = ()
     """Audio positions of each clip."""
+    films: Sequence[Film] = ()
+    """Films, written after the clips."""
     answer: Sequence[int] | None = None
     """Token ids of the answer; None: the document ends with [ASSISTANT], ready to be continued."""
     learn: bool = True
     """Whether the answer and its EOS are targets."""
+
+    @property
+    def n_pictures(self) -> int:
+        """Pictures and frames of films."""
+        return self.n_images + sum(len(film.frames) for film in self.films)
+
+    @property
+    def n_audio(self) -> int:
+        """Audio positions of clips and films."""
+        return sum(self.clips) + sum(film.n_audio for film in self.films)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +72,9 @@ class Document:
     positions: torch.Tensor
     """(n, 3) int64: time, height, width."""
     image_slots: torch.Tensor
-    """(n_images * n_image_tokens,) int64: where the pictures' placeholders are."""
+    """(n_pictures * n_image_tokens,) int64: where the placeholders of pictures and films' frames are."""
     audio_slots: torch.Tensor
-    """(sum of clips,) int64: where the clips' placeholders are."""
+    """(n_audio,) int64: where the placeholders of clips and films' sound are."""
     answers: tuple[tuple[int, int], ...] = ()
     """(start, end) of each answer's text, its EOS left out."""
     truncated: int = 0
@@ -77,22 +105,49 @@ class Writer:
 
     def clip(self, n_frames: int) -> None:
         """A clip: one step of time a frame, as text, so that frames and subwords share a clock."""
-        self.slots[AUDIO].extend(range(len(self.ids), len(self.ids) + n_frames))
-        self.text([AUDIO] * n_frames)
+        self._sound(self.next, n_frames)
+        self.next += n_frames
 
     def image(self, n_image_tokens: int) -> None:
         """A picture: CLS, then its pooled grid at one time with rows and columns on their axes."""
         grid = math.isqrt(n_image_tokens - 1)
-        start = self.next
-        self.slots[IMAGE].extend(range(len(self.ids), len(self.ids) + n_image_tokens))
-        self.text([IMAGE])
-        self.ids.extend([IMAGE] * (grid * grid))
-        self.labels.extend([IGNORE_INDEX] * (grid * grid))
-        first = start + 1
-        self.positions.extend(
-            (first, first + row, first + column) for row in range(grid) for column in range(grid)
-        )
+        first = self.next + 1
+        self._picture(self.next, first, grid)
         self.next = first + grid
+
+    def film(self, film: Film, n_image_tokens: int) -> None:
+        """A film: frames and sound in order of time; all of a frame is at the time of its step.
+
+        A frame's rows and columns begin one behind its time, as a picture's behind its CLS. What follows is behind the
+        film's end and behind all of its positions.
+        """
+        start, grid, n_heard = self.next, math.isqrt(n_image_tokens - 1), 0
+        end = start + max(film.n_steps, film.n_audio)
+        for step in film.frames:
+            n_before = min(step, film.n_audio)
+            self._sound(start + n_heard, n_before - n_heard)
+            n_heard = n_before
+            self._picture(start + step, start + step, grid)
+            end = max(end, start + step + grid + 1)
+        self._sound(start + n_heard, film.n_audio - n_heard)
+        self.next = end
+
+    def _picture(self, place: int, time: int, grid: int) -> None:
+        """CLS at one place, the grid at one time with rows and columns from behind the place on."""
+        self._placeholders(IMAGE, [(place, place, place)])
+        corner = place + 1
+        self._placeholders(
+            IMAGE, [(time, corner + row, corner + column) for row in range(grid) for column in range(grid)]
+        )
+
+    def _sound(self, start: int, n_positions: int) -> None:
+        self._placeholders(AUDIO, [(p, p, p) for p in range(start, start + n_positions)])
+
+    def _placeholders(self, kind: int, positions: Sequence[tuple[int, int, int]]) -> None:
+        self.slots[kind].extend(range(len(self.ids), len(self.ids) + len(positions)))
+        self.ids.extend([kind] * len(positions))
+        self.labels.extend([IGNORE_INDEX] * len(positions))
+        self.positions.extend(positions)
 
     def document(self, *, answers: Sequence[tuple[int, int]] = (), truncated: int = 0) -> Document:
         """What was written, as tensors."""
@@ -124,7 +179,7 @@ def render(
     if overflow > 0 and (not truncate or cut > len(turns[-1].text)):
         raise TokenBudgetError(
             f"sequence: the conversation needs {overflow + max_seq_len} positions, at most {max_seq_len} fit; "
-            f"remove {overflow} tokens of text, a picture or a clip."
+            f"remove {overflow} tokens of text, a picture, a clip or a film."
         )
     writer = Writer()
     writer.text([BOS])
@@ -135,6 +190,8 @@ def render(
             writer.image(n_image_tokens)
         for n_frames in turn.clips:
             writer.clip(n_frames)
+        for film in turn.films:
+            writer.film(film, n_image_tokens)
         last = i == len(turns) - 1
         writer.text(list(turn.text)[: len(turn.text) - cut] if last else turn.text)
         writer.text([EOS, ASSISTANT])
@@ -161,6 +218,6 @@ def render_text(ids: Sequence[int], *, max_seq_len: int) -> list[Document]:
 
 def length(turns: Sequence[Turn], n_image_tokens: int) -> int:
     """Positions that `render` needs for a conversation."""
-    media = sum(turn.n_images * n_image_tokens + sum(turn.clips) for turn in turns)
+    media = sum(turn.n_pictures * n_image_tokens + turn.n_audio for turn in turns)
     text = sum(len(turn.text) + 3 for turn in turns)
     return 1 + media + text + sum(len(turn.answer) + 1 for turn in turns if turn.answer is not None)

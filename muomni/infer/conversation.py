@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from muomni.config import ModelConfig, TokenBudgetError
-from muomni.data.template import Document, Turn, render
+from muomni.data.template import Document, Turn, length, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,11 @@ class Said:
 
     turn: Turn
     images: Tensor | None = None
-    """(n, d_model) projected picture features in the order of the placeholders."""
+    """(n, d_model) projected features of pictures, then of films' frames: the order of the placeholders."""
     clips: Tensor | None = None
-    """(n, d_model) projected clip features in the order of the placeholders."""
+    """(n, d_model) projected features of clips, then of films' sound: the order of the placeholders."""
+    unheard: float = 0.0
+    """Seconds of films' sound that did not fit and are not among the clips."""
 
 
 class Conversation:
@@ -35,19 +37,25 @@ class Conversation:
         """Add the user's turn and forget the oldest turns until it and `reserve` tokens of answer fit.
 
         Returns how many were forgotten. A turn that is long itself leaves its answer less than `reserve`.
-        Raises TokenBudgetError when not even one token of answer fits; the conversation is then unchanged.
+        Raises TokenBudgetError when not even one token of answer fits, or a film takes more time than there are rotary
+        positions; the conversation is then unchanged.
         """
         # One answered token and its EOS are the least a turn is worth.
         alone = self._length([said]) + 2
         if alone > self.config.max_seq_len:
-            n_image, n_audio = said.turn.n_images * self.config.vision.n_image_tokens, sum(said.turn.clips)
+            n_image, n_audio = said.turn.n_pictures * self.config.vision.n_image_tokens, said.turn.n_audio
             raise TokenBudgetError(
                 f"sequence: {alone - n_image - n_audio} text + {n_image} image + {n_audio} audio tokens "
                 f"= {alone}, at most {self.config.max_seq_len} fit; "
                 f"remove {alone - self.config.max_seq_len} tokens."
             )
+        if (place := self._place([said]) + 2) > self._max_positions:
+            raise TokenBudgetError(
+                f"sequence: its films take it to position {place}, there are {self._max_positions} "
+                f"({self._max_positions / self.config.frame_rate:.0f} s); give a shorter film."
+            )
         kept = [*self.turns, said]
-        while len(kept) > 1 and self._length(kept) + reserve + 1 > self.config.max_seq_len:
+        while len(kept) > 1 and not self._fits(kept, reserve + 1):
             del kept[0]
         forgotten = len(self.turns) + 1 - len(kept)
         self.turns = kept
@@ -63,7 +71,7 @@ class Conversation:
         return self._render(self.turns)
 
     def features(self) -> tuple[Tensor | None, Tensor | None]:
-        """All remembered picture and clip features, in the order of the document's slots."""
+        """All remembered features of pictures and of sound, in the order of the document's slots."""
         images = [s.images for s in self.turns if s.images is not None]
         clips = [s.clips for s in self.turns if s.clips is not None]
         return torch.cat(images) if images else None, torch.cat(clips) if clips else None
@@ -75,10 +83,19 @@ class Conversation:
             max_seq_len=self.config.max_seq_len,
         )
 
-    def _length(self, turns: list[Said]) -> int:
-        # Rendered without a limit: only the length is asked for.
-        return len(
-            render(
-                [s.turn for s in turns], n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=1 << 40
-            )
+    def _fits(self, turns: list[Said], n_more: int) -> bool:
+        return (
+            self._length(turns) + n_more <= self.config.max_seq_len
+            and self._place(turns) + n_more <= self._max_positions
         )
+
+    def _length(self, turns: list[Said]) -> int:
+        return length([s.turn for s in turns], self.config.vision.n_image_tokens)
+
+    def _place(self, turns: list[Said]) -> int:
+        """The rotary position behind the turns."""
+        # Rendered without a limit: only the positions are asked for.
+        document = render(
+            [s.turn for s in turns], n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=1 << 40
+        )
+        return int(document.positions.max()) + 1

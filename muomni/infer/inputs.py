@@ -1,9 +1,12 @@
-"""Pictures and clips of a request -> network input. Every kind of value goes through data/media.py."""
+"""Pictures, clips and films of a request -> network input. Every kind of value goes through data/media.py."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -13,13 +16,30 @@ from torch import Tensor
 
 from muomni.config import ModelConfig
 from muomni.data.audio import audio_frames
+from muomni.data.film import Video, read_video
 from muomni.data.image import to_array, to_float
 from muomni.data.media import MediaError, read_audio, read_image
+from muomni.data.template import Film
 
 Picture = Path | str | bytes | Image.Image | np.ndarray
 """A file, its bytes, a PIL picture, or (H, W, 3) uint8."""
 Clip = Path | str | bytes | np.ndarray
 """A file, its bytes, or (n_samples,) float at the model's sample rate."""
+FilmSource = Path | str | bytes | Video
+"""A file, its bytes, or frames with their times and sound."""
+
+
+class FilmInput(NamedTuple):
+    """A film as network input."""
+
+    film: Film
+    """When what is seen and heard."""
+    images: Tensor
+    """(n, 3, S, S) float32 in [-1, 1]."""
+    sound: Tensor | None
+    """(n_audio, factor * n_mels) float32; None without sound."""
+    unheard: float
+    """Seconds at its end whose sound is left out."""
 
 
 def read_picture(picture: Picture, config: ModelConfig) -> Tensor:
@@ -41,6 +61,54 @@ def read_clip(clip: Clip, config: ModelConfig) -> Tensor:
 def read_recording(clip: Clip, config: ModelConfig) -> np.ndarray:
     """A recording of any length as (n_samples,) float32 at mel.sample_rate. Raises MediaError."""
     return read_audio(_clip_source(clip, config.mel.sample_rate), sample_rate=config.mel.sample_rate)
+
+
+def read_film(source: FilmSource, config: ModelConfig) -> FilmInput:
+    """A film as frames and sound: `config.film_frames` of a file, all of a Video.
+
+    The sound is heard for max_audio_samples from the beginning on; `unheard` says what that leaves out.
+    Raises MediaError for what cannot be read, TokenBudgetError for a Video of too many frames.
+    """
+    sample_rate, most = config.mel.sample_rate, config.max_audio_samples
+    if isinstance(source, Video):
+        video = source
+        _check_times(video)
+    else:
+        video = read_video(
+            source, n_frames=config.film_frames, sample_rate=sample_rate, max_sound=most / sample_rate
+        )
+    n_audio, sound, heard_seconds = 0, None, 0.0
+    if video.waveform is not None:
+        waveform = read_recording(video.waveform, config)
+        heard_seconds = len(waveform) / sample_rate
+        config.budget(n_text=0, n_images=len(video.frames), audio_samples=(min(len(waveform), most),))
+        sound = audio_frames(waveform[:most], config.mel, factor=config.audio.factor)
+        n_audio = len(sound)
+    else:
+        config.budget(n_text=0, n_images=len(video.frames))
+    seconds = max(video.seconds or 0.0, video.frame_times[-1], heard_seconds)
+    cut = heard_seconds * sample_rate > most
+    steps = [config.film_steps(time) for time in video.frame_times]
+    return FilmInput(
+        film=Film(frames=steps, n_audio=n_audio, n_steps=math.ceil(config.frame_rate * seconds)),
+        images=torch.cat([read_picture(frame, config) for frame in video.frames]),
+        sound=sound,
+        unheard=seconds - most / sample_rate if cut else 0.0,
+    )
+
+
+def _check_times(video: Video) -> None:
+    times = [*video.frame_times]
+    if not len(video.frames) or len(video.frames) != len(times):
+        raise MediaError(
+            f"video: expected frames and as many frame_times, got {len(video.frames)} and {len(times)}."
+        )
+    if not all(math.isfinite(time) and time >= 0 for time in times) or any(
+        a > b for a, b in itertools.pairwise(times)
+    ):
+        raise MediaError("video: expected frame_times in seconds from 0 on, in order.")
+    if video.seconds is not None and not (math.isfinite(video.seconds) and video.seconds >= times[-1]):
+        raise MediaError(f"video: expected seconds of at least the last frame's time, got {video.seconds}.")
 
 
 def _picture_source(picture: Picture) -> Path | str | bytes:

@@ -17,7 +17,7 @@ from muomni.data.text import Tokenizer
 from muomni.data.wordings import SAY, wordings
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine
-from muomni.infer.inputs import Clip, Picture, read_clip, read_picture, read_recording
+from muomni.infer.inputs import Clip, FilmSource, Picture, read_clip, read_film, read_picture, read_recording
 from muomni.infer.lane import NO_SAMPLES, Lane
 from muomni.infer.loading import load_model
 from muomni.infer.quiet import quiet_pieces
@@ -81,16 +81,19 @@ class Session:
         *,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
+        video: FilmSource | Sequence[FilmSource] | None = None,
         **settings: Any,
     ) -> Reply:
         """One whole turn; `stream` with the same arguments gives the same text and samples piece by piece.
 
         image: one picture or several; audio: one clip or several, each at most max_audio_samples long;
-        settings: of `TurnSettings`.
+        video: one film or several; up to eight frames of each are seen, evenly spaced, and its sound is heard for
+        max_audio_samples: a warning and `Reply.unheard` tell what is not. No stage trains on films: to the model one is
+        pictures and a clip that are told apart by time. settings: of `TurnSettings`.
         Raises RequestError for nothing said and an unknown voice, MediaError, TokenBudgetError, SamplingError,
         BusyError when too many other conversations are being answered.
         """
-        stream = self.stream(text, image=image, audio=audio, **settings)
+        stream = self.stream(text, image=image, audio=audio, video=video, **settings)
         for _ in stream:
             pass
         return stream.reply
@@ -101,6 +104,7 @@ class Session:
         *,
         image: Picture | Sequence[Picture] | None = None,
         audio: Clip | Sequence[Clip] | None = None,
+        video: FilmSource | Sequence[FilmSource] | None = None,
         **settings: Any,
     ) -> TurnStream:
         """A turn as it happens: an iterator of Chunk(text, pcm), whose `reply` is whole at its end.
@@ -112,20 +116,27 @@ class Session:
         started = time.perf_counter()
         how = TurnSettings(**settings)
         voice = self._voice(how.voice)
-        said = self._read(text, _listed(image), _listed(audio))
+        said = self._read(text, _listed(image), _listed(audio), _listed(video))
         self._settle()
         begun = self._begin(said, how, started)
         speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
         self._current = TurnStream(self.engine, self.tokenizer, begun, stops=how.stops, speech=speech)
         return self._current
 
-    def describe(self, image: Picture, *, max_new_tokens: int = 96) -> str:
-        """A sentence about a picture, asked for as in training. The conversation is not touched. Raises MediaError."""
-        return self._asked(wordings("caption", "train")[0], image, max_new_tokens)
+    def describe(
+        self, image: Picture | None = None, *, video: FilmSource | None = None, max_new_tokens: int = 96
+    ) -> str:
+        """A sentence about a picture or a film, asked for as in training. The conversation is not touched.
+
+        Raises RequestError for none or both of them, MediaError, TokenBudgetError.
+        """
+        if (image is None) == (video is None):
+            raise RequestError("describe: give an image or a video, one of them.")
+        return self._asked(wordings("caption", "train")[0], max_new_tokens, image=image, video=video)
 
     def read(self, image: Picture, *, max_new_tokens: int = 96) -> str:
         """The words in a picture, as well as it was trained to. The conversation is not touched. Raises MediaError."""
-        return self._asked(wordings("read", "train")[0], image, max_new_tokens)
+        return self._asked(wordings("read", "train")[0], max_new_tokens, image=image)
 
     def transcribe(self, audio: Clip) -> str:
         """What is said in a recording of any length (greedy CTC): lower-case words. The conversation is not touched.
@@ -208,19 +219,40 @@ class Session:
         frames = read_clip(clip, self.config).unflatten(1, (self.config.codec.factor, -1)).flatten(0, 1)
         return self.engine.model.talker.voice(log_mel=frames.to(self.engine.device))
 
-    def _asked(self, wording: str, image: Picture, max_new_tokens: int) -> str:
-        return self.another().chat(wording, image=image, speak=False, max_new_tokens=max_new_tokens).text
+    def _asked(self, wording: str, max_new_tokens: int, **media: Any) -> str:
+        return self.another().chat(wording, speak=False, max_new_tokens=max_new_tokens, **media).text
 
-    def _read(self, text: str | None, pictures: Sequence[Picture], clips: Sequence[Clip]) -> Said:
+    def _read(
+        self,
+        text: str | None,
+        pictures: Sequence[Picture],
+        clips: Sequence[Clip],
+        films: Sequence[FilmSource],
+    ) -> Said:
         ids = self.tokenizer.encode(text) if text else []
-        if not (ids or pictures or clips):
-            raise RequestError("turn: nothing was said; give text, image or audio.")
+        if not (ids or pictures or clips or films):
+            raise RequestError("turn: nothing was said; give text, image, audio or video.")
         images = [read_picture(picture, self.config) for picture in pictures]
         frames = [read_clip(clip, self.config) for clip in clips]
+        seen = [read_film(film, self.config) for film in films]
+        turn = Turn(
+            text=ids, n_images=len(images), clips=[len(f) for f in frames], films=[one.film for one in seen]
+        )
+        unheard = sum(one.unheard for one in seen)
+        if unheard:
+            heard = self.config.max_audio_samples / self.config.mel.sample_rate
+            warnings.warn(
+                f"video: of its sound the first {heard:.2f} s are heard, {unheard:.2f} s are not.",
+                stacklevel=4,
+            )
+        # As the template writes them: films behind pictures and clips.
+        images += [one.images for one in seen]
+        frames += [one.sound for one in seen if one.sound is not None]
         return Said(
-            turn=Turn(text=ids, n_images=len(images), clips=[len(f) for f in frames]),
+            turn=turn,
             images=self.engine.see(torch.cat(images)) if images else None,
             clips=torch.cat([self.engine.hear(f) for f in frames]) if frames else None,
+            unheard=unheard,
         )
 
     def _settle(self) -> None:
@@ -253,8 +285,9 @@ class Session:
             max_new_tokens=how.max_new_tokens, room=self.config.max_seq_len - len(document) - 1,
         )  # fmt: skip
         return Begun(
-            ticket=ticket, lease=self._lease, length=len(document), truncated=forgotten, started=started
-        )
+            ticket=ticket, lease=self._lease, length=len(document), truncated=forgotten, started=started,
+            unheard=said.unheard,
+        )  # fmt: skip
 
 
 def _listed(value: object) -> Sequence:

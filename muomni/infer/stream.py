@@ -100,6 +100,8 @@ class Reply:
     """The speech ended by itself, not at its longest duration."""
     truncated: int = 0
     """Oldest whole turns that were forgotten to make room for this one."""
+    unheard: float = 0.0
+    """Seconds at the end of this turn's films whose sound was left out: of each, max_audio_samples are heard."""
     timings: dict[str, float | None] = field(default_factory=dict)
     """As Timings.to_dict gives them."""
 

@@ -31,6 +31,8 @@ class Begun:
     """Positions of the cache before the answer."""
     truncated: int
     """Turns forgotten before this one."""
+    unheard: float = 0.0
+    """Seconds of films' sound that were left out of this one."""
     started: float
     """time.perf_counter() when the turn began."""
 
@@ -144,6 +146,7 @@ class TurnStream(Iterator[Chunk]):
             ended=self._ended,
             spoken=self._speech is not None and self._speech.finished,
             truncated=self._begun.truncated,
+            unheard=self._begun.unheard,
             timings=self._timings.to_dict(),
         )
 

@@ -1,4 +1,4 @@
-"""Mutants of good recordings, pictures and texts against media.py: `python fuzz_media.py [CASES] [SEED]`.
+"""Mutants of good recordings, pictures, texts and films against the gate: `python fuzz_media.py [CASES] [SEED]`.
 
 Every mutant must be admitted or refused by a MediaError, within 5 s of CPU and 512 MiB. A worker says the number of
 each case before it reads it, so that whatever ends the worker has a number; it goes on behind it. One case alone:
@@ -7,6 +7,8 @@ each case before it reads it, so that whatever ends the worker has a number; it 
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import random
 import resource
 import signal
@@ -22,6 +24,7 @@ from pathlib import Path
 import media_files
 import numpy as np
 
+from muomni.data.film import MAX_SIDE, read_video
 from muomni.data.media import MAX_PCM_BYTES, MAX_PIXELS, MediaError, read_audio, read_image, read_text
 
 CPU_SECONDS, WALL_SECONDS = 5, 300
@@ -69,12 +72,30 @@ def _text(payload: bytes, rng: random.Random) -> None:
     assert text.strip() and payload.decode("utf-8").removeprefix("\ufeff") == text
 
 
+def _film(payload: bytes, rng: random.Random) -> None:
+    video = read_video(payload, n_frames=lambda seconds: min(4, max(1, int(seconds))), max_sound=10.24)
+    assert video.seconds is not None and 0 <= video.seconds <= 3_600 and len(video.frames) >= 1
+    assert all(math.isfinite(time) and time >= 0 for time in video.frame_times)
+    assert all(frame.mode == "RGB" and 0 < max(frame.size) <= MAX_SIDE for frame in video.frames)
+    if video.waveform is not None:
+        assert len(video.waveform) and np.isfinite(video.waveform).all()
+
+
+def _films() -> dict[str, bytes]:
+    # Made by PyAV, which only the films need.
+    import film_files
+
+    return film_files.small_films()
+
+
 Reader = Callable[[bytes, random.Random], None]
 KINDS: dict[str, tuple[Callable[[], dict[str, bytes]], Reader]] = {
     "audio": (media_files.good_recordings, _audio),
     "image": (media_files.good_pictures, _image),
     "text": (media_files.good_texts, _text),
 }
+if importlib.util.find_spec("av"):
+    KINDS["film"] = (_films, _film)
 
 
 def _edit(data: bytes, other: bytes, rng: random.Random) -> bytes:

@@ -26,12 +26,16 @@ fuzz_media.main()
 """
 
 
-@pytest.mark.parametrize("kind", fuzz_media.KINDS)
-def test_five_thousand_mutants_are_admitted_or_refused(kind: str) -> None:
-    found = fuzz_media.hunt(kind, 5_000, seed=1)
+@pytest.mark.parametrize(
+    ("kind", "n_cases"), [("audio", 5_000), ("image", 5_000), ("text", 5_000), ("film", 1_000)]
+)
+def test_thousands_of_mutants_are_admitted_or_refused(kind: str, n_cases: int) -> None:
+    if kind not in fuzz_media.KINDS:
+        pytest.skip("PyAV is not installed: muomni[video]")
+    found = fuzz_media.hunt(kind, n_cases, seed=1)
     assert not found.findings, "\n".join(found.findings)
-    assert found.n_cases == 5_000 == found.admitted + found.refused
-    assert min(found.admitted, found.refused) > 500
+    assert found.n_cases == n_cases == found.admitted + found.refused
+    assert min(found.admitted, found.refused) > n_cases // 10
 
 
 @pytest.mark.parametrize(

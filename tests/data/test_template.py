@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from muomni.config import TokenBudgetError
-from muomni.data.template import Turn, render, render_text
+from muomni.data.template import Film, Turn, length, render, render_text
 from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, IGNORE_INDEX, IMAGE, USER
 
 
@@ -76,3 +76,50 @@ def test_every_token_of_a_long_text_is_a_target_exactly_once(n: int) -> None:
     targets = [p.labels[1:] for p in pieces]
     assert torch.cat(targets).tolist() == [*range(20, 20 + n), EOS]
     assert all(a.input_ids[-1] == b.input_ids[0] for a, b in itertools.pairwise(pieces))
+
+
+def test_a_film_is_frames_and_sound_in_order_of_time_on_one_clock() -> None:
+    film = Film(frames=[0, 2, 2, 7], n_audio=4, n_steps=10)
+    document = render([Turn(films=[film], text=[20])], n_image_tokens=1, max_seq_len=64)
+    i, a = IMAGE, AUDIO
+    assert document.input_ids.tolist() == [BOS, USER, i, a, a, i, i, a, a, i, 20, EOS, ASSISTANT]
+    # The film begins at 2; a frame has the position of the sound of its step; the text is behind the film's 10 steps.
+    times = [0, 1, 2, 2, 3, 4, 4, 4, 5, 9, 12, 13, 14]
+    assert torch.equal(document.positions, torch.tensor(times)[:, None].expand(-1, 3))
+    assert document.image_slots.tolist() == [2, 5, 6, 9]
+    assert document.audio_slots.tolist() == [3, 4, 7, 8]
+    assert (document.labels == IGNORE_INDEX).all()
+
+
+def test_all_of_a_frame_is_at_the_time_of_its_step() -> None:
+    document = render([Turn(films=[Film(frames=[3], n_audio=1)])], n_image_tokens=5, max_seq_len=64)
+    # BOS 0, USER 1, the sound of step 0 at 2; CLS at 5, then the grid at time 5 with rows and columns from 6 on.
+    assert document.positions[3:8].tolist() == [[5, 5, 5], [5, 6, 6], [5, 6, 7], [5, 7, 6], [5, 7, 7]]
+    assert document.positions[8].tolist() == [8, 8, 8]
+
+
+@pytest.mark.parametrize("n_image_tokens", [1, 5, 17])
+@pytest.mark.parametrize(
+    "film",
+    [Film(frames=[1, 5]), Film(frames=[4], n_audio=9), Film(frames=[2, 30], n_audio=3, n_steps=31)],
+)
+def test_length_and_slots_of_turns_with_everything(film: Film, n_image_tokens: int) -> None:
+    turns = [
+        Turn(text=[20, 21], n_images=2, clips=[3, 4], films=[film, film], answer=[30]),
+        Turn(films=[film], text=[22]),
+    ]
+    document = render(turns, n_image_tokens=n_image_tokens, max_seq_len=1_000)
+    assert len(document) == length(turns, n_image_tokens)
+    n_frames, n_audio = len(film.frames), film.n_audio
+    assert len(document.image_slots) == (2 + 3 * n_frames) * n_image_tokens
+    assert len(document.audio_slots) == 7 + 3 * n_audio
+    ids = document.input_ids
+    assert (ids[document.image_slots] == IMAGE).all() and (ids == IMAGE).sum() == len(document.image_slots)
+    assert (ids[document.audio_slots] == AUDIO).all() and (ids == AUDIO).sum() == len(document.audio_slots)
+    for slots in (document.image_slots, document.audio_slots):
+        assert (slots.diff() > 0).all()
+    # The next text is behind every position before it.
+    for place in (ids == EOS).nonzero()[:, 0]:
+        assert document.positions[: int(place)].max() < document.positions[int(place)].min()
+    with pytest.raises(TokenBudgetError, match="a clip or a film"):
+        render(turns, n_image_tokens=n_image_tokens, max_seq_len=len(document) - 1)
