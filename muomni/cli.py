@@ -1,4 +1,4 @@
-"""The command line: demo, train, runs, plan, eval, chat, say, data, doctor.
+"""The command line: demo, train, runs, plan, doctor here; data, eval, chat and the talking verbs in files of their own.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -6,6 +6,7 @@ mistakes are one line on standard error and exit code 2; an interrupted run exit
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -20,14 +21,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from muomni.cli_chat import chat
 from muomni.cli_data import data_app
 from muomni.cli_eval import eval_app
+from muomni.cli_options import EXIT_INTERRUPTED, EXIT_USER_ERROR, reason
+from muomni.cli_talk import VERBS
 from muomni.errors import ToldError, UserError
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 75
-
-Run = Annotated[Path, arg(help="Directory of the trained stages.")]
 Settings = Annotated[
     tuple[str, ...],
     arg(name="set", help="Settings such as optim.lr=3e-4 (several may follow).", metavar="NAME=VALUE ..."),
@@ -36,19 +36,14 @@ Settings = Annotated[
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
 app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
+for verb in (chat, *VERBS):
+    app.command(verb)
 
 
 def _console(*, quiet: bool = False) -> Any:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, quiet=quiet)
-
-
-def _one_thread() -> None:
-    """Decoding is many tiny operations: a second thread only makes them wait for each other."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @app.command
@@ -166,100 +161,6 @@ def plan(*, size: str = "nano", stage: str = "omni", memory: str = "12GB", setti
 
 
 @app.command
-def chat(
-    *,
-    run: Run = Path("out/demo/model"),
-    text: str | None = None,
-    image: Path | None = None,
-    audio: Path | None = None,
-    out: Path | None = None,
-    temperature: float = 0.0,
-    seed: int = 0,
-    json_: Annotated[bool, arg(name="json", help="Print one JSON object per turn.")] = False,
-) -> None:
-    """Talk with a trained model: one turn from the options, or line by line without them.
-
-    In a line-by-line conversation `/image PATH` and `/audio PATH` attach media to the next line, `/reset`
-    forgets the conversation and an empty line or end of input ends it.
-
-    Args:
-        text: What to say.
-        image: A picture.
-        audio: A recording of at most 10.24 s.
-        out: Where the spoken answer goes (WAV).
-        temperature: 0: greedy.
-        seed: Seed of sampling.
-    """
-    import muomni
-
-    _one_thread()
-    session = muomni.load(run)
-
-    def turn(line: str | None, picture: Path | None, sound: Path | None) -> None:
-        reply = session.chat(
-            line, image=picture, audio=sound, temperature=temperature, seed=seed, speak=out is not None
-        )
-        if out is not None:
-            reply.audio.save(out)
-        if json_:
-            print(
-                json.dumps({"text": reply.text, "audio": str(out) if out else None, "timings": reply.timings})
-            )
-        else:
-            print(reply.text, flush=True)
-
-    if text is not None or image is not None or audio is not None:
-        turn(text, image, audio)
-        return
-    picture: Path | None = None
-    sound: Path | None = None
-    for line in map(str.strip, sys.stdin):
-        if not line:
-            break
-        command, _, rest = line.partition(" ")
-        if command == "/image":
-            picture = Path(rest)
-        elif command == "/audio":
-            sound = Path(rest)
-        elif command == "/reset":
-            session.reset()
-        else:
-            turn(line, picture, sound)
-            picture = sound = None
-
-
-@app.command
-def say(
-    text: Positional[str],
-    *,
-    run: Run = Path("out/demo/model"),
-    out: Path = Path("say.wav"),
-    voice: str | None = None,
-    voice_from: Path | None = None,
-    temperature: float = 0.2,
-    seed: int = 0,
-) -> None:
-    """Speak a text with the Talker and write it as WAV.
-
-    Args:
-        text: What to say.
-        out: Where the WAV goes.
-        voice: A voice it was trained on; default: the most frequent one.
-        voice_from: A recording of a voice to imitate: best effort, only its mean spectrum is taken from it.
-        temperature: 0: greedy.
-        seed: Seed of sampling.
-    """
-    import muomni
-
-    _one_thread()
-    audio = muomni.load(run).speak(
-        text, voice=voice, voice_from=voice_from, temperature=temperature, seed=seed
-    )
-    audio.save(out)
-    print(f"{out}: {audio.seconds:.2f} s")
-
-
-@app.command
 def doctor() -> None:
     """What this machine has: versions, devices, the C++ extension, and the backend of every op."""
     from muomni.doctor import report
@@ -285,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_once(sys.argv[1:] if arguments is None else arguments)
         app.cli(prog="muomni", description="An omni model one person can train.", args=arguments)
+        # Whoever reads may have left: better seen here than when the process ends.
+        sys.stdout.flush()
     except ToldError as error:
         sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_USER_ERROR)
     except UserError as error:
@@ -301,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"muomni: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except BrokenPipeError:
+        _discard_output()
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         if error.errno not in (
@@ -310,14 +214,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             errno.EROFS,
             errno.ENOENT,
             errno.ENOTDIR,
+            errno.EISDIR,
         ):
             raise
-        where = f" {error.filename}" if error.filename else ""
-        print(
-            f"muomni: cannot write or read{where}: {error.strerror}; choose another path or free space.",
-            file=sys.stderr,
-        )
+        print(f"muomni: {reason(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _discard_output() -> None:
+    """Nobody reads any more: what is still buffered would fail once more at the end of the process."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

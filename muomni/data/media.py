@@ -17,6 +17,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -121,12 +122,22 @@ def open_source(source: Source, what: str) -> _Stream:
     raise MediaError(f"{name}: {n_bytes / 2**20:.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read.")
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, what: str = "a recording or picture") -> bytes:
     """A file as it is. Raises MediaError for what is not a regular file that may be read, is empty or too large."""
-    with open_source(path, "a recording or picture") as stream:
+    with open_source(path, what) as stream:
         payload = stream.read()
         if stream.failure is not None:
             raise MediaError(f"{name_of(path)}: cannot be read ({stream.failure.strerror}).")
+    return payload
+
+
+def read_stream(stream: BinaryIO, *, name: str, what: str = "a recording or picture") -> bytes:
+    """What a pipe gives until it ends. Raises MediaError, beginning with `name`, for nothing and for too much."""
+    payload = stream.read(MAX_FILE_BYTES + 1)
+    if not payload:
+        raise MediaError(f"{name}: is empty; expected {what}.")
+    if len(payload) > MAX_FILE_BYTES:
+        raise MediaError(f"{name}: more than {MAX_FILE_BYTES >> 20} MiB, which is the most that is read.")
     return payload
 
 

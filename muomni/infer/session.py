@@ -152,7 +152,12 @@ class Session:
         )
         return " ".join(text for text in heard if text)
 
-    def speak(
+    def speak(self, text: str, **settings: Any) -> Audio:
+        """Speak a text, all of it; settings and errors as in `speak_stream`, which gives the same samples."""
+        said = self.speak_stream(text, **settings)
+        return Audio(np.concatenate([NO_SAMPLES, *said]), self.config.mel.sample_rate)
+
+    def speak_stream(
         self,
         text: str,
         *,
@@ -161,8 +166,8 @@ class Session:
         voice: str | None = None,
         voice_from: Clip | None = None,
         seed: int = 0,
-    ) -> Audio:
-        """Speak a text. The conversation is not touched.
+    ) -> Iterator[np.ndarray]:
+        """Speak a text while it is being listened to: samples as they come. The conversation is not touched.
 
         Numbers are read as English ones. A long text is said in pieces, cut behind sentences where that is enough. The
         same text, settings and seed give the same samples.
@@ -179,24 +184,25 @@ class Session:
         parts = pieces(" ".join(as_words(text).split()), room)
         if not parts:
             raise RequestError("text: nothing to say; give some text.")
-        said = [pcm for i, part in enumerate(parts) for pcm in self._spoken(part, how, seed + i, voice=told)]
-        return Audio(np.concatenate([NO_SAMPLES, *said]), self.config.mel.sample_rate)
+        return (pcm for i, part in enumerate(parts) for pcm in self._spoken(part, how, seed + i, voice=told))
 
     def _spoken(self, piece: str, how: Sampling, seed: int, *, voice: torch.Tensor) -> Iterator[np.ndarray]:
         """One piece of a text, frame by frame."""
         ids = self.tokenizer.encode(piece)
         states, embeds = self.engine.spoken_states(self.tokenizer.encode(SAY + piece), ids)
         speech, lane = self._speech(how, seed, voice=voice)
-        for state, embed, token in zip(states, embeds, ids, strict=True):
-            speech.add(state, embed, self.tokenizer.spell(token))
-        speech.end()
-        while speech.ready:
-            yield speech.frame()
-        yield speech.flush()
-        self.engine.put_back(lane)
+        try:
+            for state, embed, token in zip(states, embeds, ids, strict=True):
+                speech.add(state, embed, self.tokenizer.spell(token))
+            speech.end()
+            while speech.ready:
+                yield speech.frame()
+            yield speech.flush()
+        finally:
+            self.engine.put_back(lane)
         if not speech.finished:
             seconds = self.config.max_audio_samples / self.config.mel.sample_rate
-            warnings.warn(f"speak: {piece!r} is cut after {seconds:.2f} s.", stacklevel=4)
+            warnings.warn(f"speak: {piece!r} is cut after {seconds:.2f} s.", stacklevel=2)
 
     def _speech(self, how: Sampling, seed: int, *, voice: torch.Tensor) -> tuple[SpeechStream, Lane]:
         lane = self.engine.borrow(how, seed=seed)
