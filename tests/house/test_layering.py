@@ -27,9 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"muomni_kernels"} | BASE,
     "train": {"models", "data", "alive", "metrics", "plot"} | BASE,
     "infer": {"models", "data"} | BASE,
+    "export": {"infer", "models", "nn", "data", "muomni_kernels"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }
-ANYTHING = {"cli", "cli_data", "cli_eval", "demo", "doctor", "__init__", "__main__"}
+ANYTHING = {"cli", "cli_data", "cli_eval", "cli_export", "demo", "doctor", "__init__", "__main__"}
 """The verbs themselves; nothing of ours imports them."""
 
 
