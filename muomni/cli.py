@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from muomni.cli_data import data_app
 from muomni.cli_eval import eval_app
+from muomni.cli_export import export
 from muomni.errors import ToldError, UserError
 
 EXIT_USER_ERROR = 2
@@ -36,6 +37,7 @@ Settings = Annotated[
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
 app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
+app.command(export)
 
 
 def _console(*, quiet: bool = False) -> Any:
