@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from muomni.config import ModelConfig, RunConfig
-    from muomni.infer.session import Session, load
+    from muomni.infer.session import Session, from_pretrained, load
 
 __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
     "load": "muomni.infer.session",
+    "from_pretrained": "muomni.infer.session",
     "Session": "muomni.infer.session",
     "ModelConfig": "muomni.config",
     "RunConfig": "muomni.config",
 }
 
-__all__ = ["ModelConfig", "RunConfig", "Session", "__version__", "load"]
+__all__ = ["ModelConfig", "RunConfig", "Session", "__version__", "from_pretrained", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from tyro.conf import Positional, arg
 from muomni.cli_chat import chat
 from muomni.cli_data import data_app
 from muomni.cli_eval import eval_app
+from muomni.cli_export import export
 from muomni.cli_options import EXIT_INTERRUPTED, EXIT_USER_ERROR, reason
 from muomni.cli_talk import VERBS
 from muomni.errors import ToldError, UserError
@@ -36,7 +37,7 @@ Settings = Annotated[
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
 app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
-for verb in (chat, *VERBS):
+for verb in (chat, *VERBS, export):
     app.command(verb)
 
 

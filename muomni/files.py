@@ -26,6 +26,15 @@ def replace(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def sync(path: Path) -> None:
+    """Have the system write a file's content, or a directory's names, to the disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def append(path: Path, text: str) -> None:
     """Add whole lines to a file in one write; a last line that was cut, by a full disk say, is ended first.
 

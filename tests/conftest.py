@@ -105,6 +105,12 @@ def _write_run(root: Path, *, seed: int = 0, **changes: Any) -> OmniModel:
 
 
 @pytest.fixture(scope="session")
+def small_config() -> Callable[..., ModelConfig]:
+    """small_config(**changes): the sizes of the run below."""
+    return _small_config
+
+
+@pytest.fixture(scope="session")
 def write_run() -> Callable[..., OmniModel]:
     """write_run(root, seed=0, **changes of the model's config)."""
     return _write_run

@@ -6,12 +6,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from muomni.config import STAGES, ModelConfig
 from muomni.data.text import Tokenizer
+from muomni.infer.history import Trained, of_record
 from muomni.models.omni import OmniModel
 from muomni.models.weights import MANIFEST, CheckpointError, load_weights, newest_complete
 from muomni.settings import ConfigError, from_dict, shaping, to_dict
@@ -127,8 +128,19 @@ def load_tokenizer(root: Path, config: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
-    """The OmniModel of a run on the CPU in eval mode, its tokenizer, and notes on checkpoints passed over.
+class Loaded(NamedTuple):
+    """A model that is ready, and what is known about it."""
+
+    model: OmniModel
+    """On the CPU, in eval mode."""
+    tokenizer: Tokenizer
+    notes: tuple[str, ...]
+    """Checkpoints passed over, and stages that are not trained."""
+    history: tuple[Trained, ...]
+
+
+def load_model(root: Path) -> Loaded:
+    """The OmniModel of a run's stages.
 
     Raises CheckpointError, TokenizerError.
     """
@@ -140,23 +152,28 @@ def load_model(root: Path) -> tuple[OmniModel, Tokenizer, tuple[str, ...]]:
     for stage, names in PARTS.items():
         if stage in stages:
             state |= stages[stage].weights(names)
-    expected = model.state_dict()
-    for name in sorted(set(expected) ^ set(state)):
-        what = "is missing" if name in expected else "is not part of this model"
-        raise CheckpointError(f"{root}: weight {name} {what}; train this run again with this version.")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{root}: weight {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; "
-                "train this run again with this version."
-            )
-    model.load_state_dict(state)
+    fill(model, state, where=root, remedy="train this run again with this version")
     notes = [note for files in stages.values() for note in files.notes]
     notes += [
         f"stage {stage} is not trained: {instead}; run `muomni train --stage {stage} --run {root}`."
         for stage, instead in OPTIONAL.items() if stage not in stages
     ]  # fmt: skip
-    return model.eval(), tokenizer, tuple(notes)
+    history = tuple(of_record(stage, files.record) for stage, files in stages.items())
+    return Loaded(model.eval(), tokenizer, tuple(notes), history)
+
+
+def fill(model: OmniModel, state: dict[str, torch.Tensor], *, where: Path, remedy: str) -> None:
+    """Load a whole state. Raises CheckpointError for a weight that is missing, too many or of another shape."""
+    expected = model.state_dict()
+    for name in sorted(set(expected) ^ set(state)):
+        what = "is missing" if name in expected else "is not part of this model"
+        raise CheckpointError(f"{where}: weight {name} {what}; {remedy}.")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{where}: weight {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}; {remedy}."
+            )
+    model.load_state_dict(state)
 
 
 def _shaping(config: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,14 @@ from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.data.wordings import SAY, wordings
+from muomni.infer import hub, pretrained
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine
+from muomni.infer.history import Trained
 from muomni.infer.inputs import Clip, FilmSource, Picture, read_clip, read_film, read_picture, read_recording
 from muomni.infer.lane import NO_SAMPLES, Lane
 from muomni.infer.loading import load_model
+from muomni.infer.model_card import Card
 from muomni.infer.quiet import quiet_pieces
 from muomni.infer.request import SPEECH_TEMPERATURE, SPEECH_TOP_K, RequestError, TurnSettings
 from muomni.infer.rows import Lease
@@ -40,25 +44,57 @@ def load(
     weights: Weights = "float32",
     n_rows: int = 8,
 ) -> Session:
-    """The model a run's stages make up, ready to talk.
+    """The model a run's stages make up, or the finished one that `Session.save_pretrained` wrote, ready to talk.
 
-    root: the directory holding tokenizer.json and one directory a stage.
+    root: the directory holding tokenizer.json and one directory a stage, or the finished model's.
     device: where to run; by default CUDA when there is one, otherwise the CPU.
     weights, n_rows: as in `Engine`.
-    Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size), TokenizerError.
+    Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size; a file of a finished model
+    that is missing or damaged), TokenizerError.
     """
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer, notes = load_model(Path(root))
-    engine = Engine(model.to(chosen), n_ids=tokenizer.vocab_size, n_rows=n_rows, weights=weights)
-    return Session(engine, tokenizer, notes=notes)
+    root = Path(root)
+    loaded = pretrained.load(root) if pretrained.is_pretrained(root) else load_model(root)
+    engine = Engine(
+        loaded.model.to(chosen), n_ids=loaded.tokenizer.vocab_size, n_rows=n_rows, weights=weights
+    )
+    return Session(engine, loaded.tokenizer, notes=loaded.notes, history=loaded.history)
+
+
+def from_pretrained(
+    path_or_repo_id: Path | str,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device | None = None,
+    weights: Weights = "float32",
+    n_rows: int = 8,
+) -> Session:
+    """A finished model's directory, or OWNER/NAME on the Hugging Face hub, ready to talk.
+
+    revision: a branch, tag or commit there; local_files_only: take what is in the hub's cache and ask no server.
+    device, weights, n_rows: as in `load`. Nothing but the files of the format is fetched, and no code is run.
+    Raises HubError (also when huggingface_hub is not installed), and what `load` raises.
+    """
+    path = Path(path_or_repo_id)
+    if not path.is_dir():
+        path = hub.download(str(path_or_repo_id), revision=revision, local_files_only=local_files_only)
+    return load(path, device=device, weights=weights, n_rows=n_rows)
 
 
 class Session:
     """One conversation with one model. Not for use from several threads at once."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, notes: tuple[str, ...] = ()) -> None:
-        """Start with nothing said. notes: what `load` had to pass over."""
-        self.engine, self.tokenizer, self.notes = engine, tokenizer, notes
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        notes: tuple[str, ...] = (),
+        history: tuple[Trained, ...] = (),
+    ) -> None:
+        """Start with nothing said. notes: what `load` had to pass over; history: what the model was trained on."""
+        self.engine, self.tokenizer, self.notes, self.history = engine, tokenizer, notes, history
         self.config = engine.config
         self._lease = Lease()
         self._conversation = Conversation(self.config, max_positions=engine.max_positions)
@@ -73,7 +109,40 @@ class Session:
 
     def another(self) -> Session:
         """A conversation of its own with the same model; answers that go on at the same time share its steps."""
-        return Session(self.engine, self.tokenizer)
+        return Session(self.engine, self.tokenizer, history=self.history)
+
+    def save_pretrained(
+        self, directory: Path | str, *, dtype: pretrained.Stored = "float32", card: Card | None = None
+    ) -> Path:
+        """Write the model, without the conversation, as one directory that `load` and `from_pretrained` read.
+
+        A model's directory that is there is replaced, whole or not at all. dtype: float16 for half the size; loaded
+        weights are float32 either way. card: what the model card says besides what is known.
+        Raises CheckpointError for a directory that holds anything else, OSError for a full disk.
+        """
+        finished = pretrained.Finished(
+            model=self.engine.model, tokenizer=self.tokenizer, history=self.history
+        )
+        return pretrained.save(finished, Path(directory), dtype=dtype, card=card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        dtype: pretrained.Stored = "float32",
+        card: Card | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to OWNER/NAME on the Hugging Face hub; the repository's address.
+
+        private: of a repository that is made by this; token: by default the one that `hf auth login` keeps.
+        Raises HubError, also when huggingface_hub is not installed.
+        """
+        hub.check_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self.save_pretrained(Path(folder, "model"), dtype=dtype, card=card)
+            return hub.push(saved, repo_id, private=private, token=token)
 
     def chat(
         self,

@@ -108,7 +108,7 @@ class Vocoder(StreamingVocoder):
         """
         if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.n_mels:
             raise ValueError(f"log_mel: expected (n, {self.mel.n_mels}), got {tuple(log_mel.shape)}.")
-        given = [self._given(log_mel, state)] if len(log_mel) else []
+        given = [self.advance(log_mel, state)] if len(log_mel) else []
         return torch.cat([*given, self.flush(state)] if flush else [*given, state.tail[:0]])
 
     def flush(self, state: VocoderState) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Vocoder(StreamingVocoder):
         silence = torch.full(
             (self.n_held, self.mel.n_mels), math.log(self.mel.floor), device=state.tail.device
         )
-        return self._given(silence, state)
+        return self.advance(silence, state)
 
     def waveform(self, frames: torch.Tensor) -> torch.Tensor:
         """Normalised log-mel of crops, for training: (B, T, n_mels) -> float32 (B, (T - n_held) * hop_length).
@@ -131,7 +131,7 @@ class Vocoder(StreamingVocoder):
         hop = self.mel.hop_length
         return self._overlapped(self._windowed(x))[:, self.n_held * hop : -self.n_held * hop]
 
-    def _given(self, log_mel: torch.Tensor, state: VocoderState) -> torch.Tensor:
+    def advance(self, log_mel: torch.Tensor, state: VocoderState) -> torch.Tensor:
         """The samples that some more frames finish, without those before the utterance."""
         x = ((log_mel - self.mel.mean) / self.mel.std).to(self.head.weight.dtype)[None]
         x, after = self.enter.step(x, state.past[0])

@@ -51,37 +51,32 @@ def write_manifest(directory: Path) -> Path:
     return path
 
 
-def verify_manifest(directory: Path) -> None:
-    """Check every file of a directory against its manifest.
+def verify_manifest(directory: Path, *, remedy: str | None = None) -> None:
+    """Check every file of a directory against its manifest; hidden ones are not looked at.
 
+    remedy: what to do about damage; by default what helps with a checkpoint.
     Raises CheckpointError when the manifest is missing or unreadable, or a file is missing, of another
     size, changed, or not listed: half a checkpoint would load without any symptom.
     """
+    remedy = remedy or f"delete {directory}, an older one is used"
     path = directory / MANIFEST
     if not path.is_file():
-        raise CheckpointError(
-            f"{directory}: incomplete, {MANIFEST} is missing; delete it, an older one is used."
-        )
+        raise CheckpointError(f"{directory}: incomplete, {MANIFEST} is missing; {remedy}.")
     try:
         listed = json.loads(path.read_text())["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in listed.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not readable; delete {directory}, an older one is used.") from error
-    there = {p.name for p in directory.iterdir() if p.is_file()} - {MANIFEST}
+        raise CheckpointError(f"{path}: not readable; {remedy}.") from error
+    there = {p.name for p in directory.iterdir() if p.is_file() and not p.name.startswith(".")} - {MANIFEST}
     for name in sorted(there ^ set(expected)):
         what = "not in the manifest" if name in there else "missing"
-        raise CheckpointError(f"{directory / name}: {what}; delete {directory}, an older one is used.")
+        raise CheckpointError(f"{directory / name}: {what}; {remedy}.")
     for name, (size, digest) in expected.items():
         found = (directory / name).stat().st_size
         if found != size:
-            raise CheckpointError(
-                f"{directory / name}: {found} bytes, expected {size}; delete {directory}, "
-                "an older one is used."
-            )
+            raise CheckpointError(f"{directory / name}: {found} bytes, expected {size}; {remedy}.")
         if _sha256(directory / name) != digest:
-            raise CheckpointError(
-                f"{directory / name}: damaged (SHA-256 differs); delete {directory}, an older one is used."
-            )
+            raise CheckpointError(f"{directory / name}: damaged (SHA-256 differs); {remedy}.")
 
 
 def newest_complete(stage_dir: Path, *, skipped: list[str] | None = None) -> Path | None:

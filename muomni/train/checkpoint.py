@@ -83,12 +83,12 @@ def save(
         write(new, checkpoint)
         write_json(new / "run.json", checkpoint.record)
         for file in new.iterdir():
-            _fsync(file)
+            files.sync(file)
         write_manifest(new)
-        _fsync(new / "MANIFEST.json")
-        _fsync(new)
+        files.sync(new / "MANIFEST.json")
+        files.sync(new)
         new.rename(target)
-        _fsync(folder)
+        files.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         if not _is_full(error):
@@ -182,14 +182,6 @@ def manifest_hash(stage_dir: Path) -> str | None:
     """SHA-256 of the newest complete checkpoint's manifest: names the state of a stage."""
     path = newest_complete(stage_dir)
     return None if path is None else hashlib.sha256((path / "MANIFEST.json").read_bytes()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

@@ -28,10 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"muomni_kernels"} | BASE,
     "train": {"models", "data", "alive", "metrics", "plot"} | BASE,
     "infer": {"models", "data"} | BASE,
+    "export": {"infer", "models", "nn", "data", "muomni_kernels"} | BASE,
     "evaluate": {"infer", "models", "data", "metrics", "plot"} | BASE,
 }
 ANYTHING = {
-    "cli", "cli_chat", "cli_data", "cli_eval", "cli_options", "cli_talk", "demo", "doctor", "__init__", "__main__",
+    "cli", "cli_chat", "cli_data", "cli_eval", "cli_export", "cli_options", "cli_talk", "demo", "doctor", "__init__",
+    "__main__",
 }  # fmt: skip
 """The verbs themselves; nothing of ours imports them."""
 

@@ -1,0 +1,1 @@
+"""Trained parts in formats that other programs run."""
