@@ -35,7 +35,9 @@ ROUNDS = 60
 
 
 @torch.inference_mode()
-def nats(thinker: Thinker, documents: Sequence[torch.Tensor], answers: Sequence[tuple[int, int]]) -> np.ndarray:
+def nats(
+    thinker: Thinker, documents: Sequence[torch.Tensor], answers: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """Mean nats a token of each document's answer, by the decode step."""
     found = []
     for ids, (start, end) in zip(documents, answers, strict=True):

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from muomni.sound_out import Speaker
 
 PROMPT = "> "
-MEDIA = ("image", "audio")
+MEDIA = ("image", "audio", "video")
 """What a turn may hold besides text: an option, a command and a keyword of `Session.stream` each."""
 HELP = """\
-/image PATH, /audio PATH   attach to the next line (several may be; an empty line sends them alone)
+/image, /audio, /video PATH  attach to the next line (several may be; an empty line sends them alone)
 /speak on|off              say answers too
 /save PATH.wav             the last answer's speech
 /voice NAME                who speaks
@@ -81,27 +81,30 @@ def chat(
     text: str | None = None,
     image: Annotated[tuple[Path, ...], arg(metavar="FILE ...")] = (),
     audio: Annotated[tuple[Path, ...], arg(metavar="FILE ...")] = (),
+    video: Annotated[tuple[Path, ...], arg(metavar="FILE ...")] = (),
     out: Path | None = None,
     play: bool = False,
     how: Annotated[ChatOptions, arg(name="")],
     json_: Json = False,
 ) -> None:
-    """Talk with a trained model: one turn from --text, --image and --audio, or line by line without them.
+    """Talk with a trained model: one turn from --text, --image, --audio and --video, or line by line without them.
 
     A conversation reads lines from standard input; /help lists its commands. Text is written as it comes. With --json
-    every turn is one object: text, ended, truncated, audio, seconds (of speech), timings; a mistake is one with error.
+    every turn is one object: text, ended, truncated, unheard, audio, seconds (of speech), timings; a mistake is one
+    with error.
 
     Args:
         text: What to say; - for standard input.
         image: Pictures; - for standard input.
         audio: Recordings of at most 10.24 s each; - for standard input.
+        video: Films, of whose sound the first 10.24 s are heard; - for standard input. Needs muomni[video].
         out: Where the spoken answer goes (WAV); a conversation's later ones get -2, -3 and so on.
         play: Say answers through the sound device. Needs muomni[play].
     """
     check_out(out)
-    given = {"image": image, "audio": audio}
+    given = {"image": image, "audio": audio, "video": video}
     once = text is not None or any(given.values())
-    if [text, *map(str, (*image, *audio))].count(str(STDIN)) > 1:
+    if [text, *map(str, (*image, *audio, *video))].count(str(STDIN)) > 1:
         raise UserError("chat: standard input (-) can be read once.")
     said = None if text is None else checked_text(text, name="--text")
     session = model.open()
@@ -199,6 +202,7 @@ class Talk:
                     "text": reply.text,
                     "ended": reply.ended,
                     "truncated": reply.truncated,
+                    "unheard": reply.unheard,
                     "audio": str(saved) if saved else None,
                     "seconds": reply.audio.seconds,
                     "timings": reply.timings,
@@ -222,10 +226,10 @@ class Talk:
 
     def _attach(self, kind: str, rest: str) -> None:
         """Looked at now, so that a mistake is told before the question is typed."""
-        from muomni.infer.inputs import read_clip, read_picture
+        from muomni.infer.inputs import read_clip, read_film, read_picture
 
         path = _path(rest, f"/{kind}")
-        {"image": read_picture, "audio": read_clip}[kind](path, self.session.config)
+        {"image": read_picture, "audio": read_clip, "video": read_film}[kind](path, self.session.config)
         self._attached[kind].append(path)
 
     def _speak(self, rest: str) -> None:

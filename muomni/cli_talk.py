@@ -140,15 +140,17 @@ def transcribe(files: Positional[Recordings] = (), *, model: Model, json_: Json 
 def describe(
     files: Positional[Pictures] = (), *, model: Model, max_new_tokens: int = 96, json_: Json = False
 ) -> None:
-    """Describe pictures, a line each; files and exit code as in transcribe.
+    """Describe pictures and films (mp4, mov, webm, mkv), a line each; files and exit code as in transcribe.
 
     Args:
         max_new_tokens: Longest description.
     """
     session = model.open()
+    from muomni.data.film import is_film
 
     def answer(source: Path | bytes) -> dict[str, Any]:
-        return {"text": session.describe(source, max_new_tokens=max_new_tokens)}
+        kind = "video" if is_film(source) else "image"
+        return {"text": session.describe(**{kind: source}, max_new_tokens=max_new_tokens)}
 
     _each(files, answer, verb="describe", json_=json_)
 

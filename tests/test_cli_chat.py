@@ -58,6 +58,21 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Twelve grey pictures."""
+    av = pytest.importorskip("av")
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=6)
+        stream.width = stream.height = 32
+        for i in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
 def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.wav"
     soundfile.write(path, np.sin(np.arange(9_600) * 0.1).astype(np.float32) * 0.3, 16_000)
@@ -89,6 +104,13 @@ def test_attached_media_go_with_the_next_line_alone(
         session.chat(audio=clip, **how).text,
         session.chat("then", **how).text,
     ]
+
+
+def test_a_film_is_attached_as_pictures_and_sounds_are(talk: Talk, session: Session, film: Path) -> None:
+    code, shown, error = talk(f"/video {film}\nwho\n", *SHORT, "--json")
+    assert (code, error) == (0, "")
+    assert texts(shown) == [session.chat("who", video=film, speak=False, max_new_tokens=8).text]
+    assert json.loads(shown.splitlines()[0])["unheard"] == 0.0
 
 
 MISTAKES = {

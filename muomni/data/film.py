@@ -86,6 +86,15 @@ class _Scan(NamedTuple):
     """Packets of sound."""
 
 
+def is_film(source: Source) -> bool:
+    """Whether its first bytes are those of a film; a GIF is a picture to whoever does not ask for a film.
+
+    Raises MediaError for what cannot be read.
+    """
+    with open_source(source, "a picture or film") as stream:
+        return film_format(stream)[0] in ("mov", "matroska")
+
+
 def read_video(
     source: Source,
     *,
