@@ -1,4 +1,4 @@
-"""The command line: demo, train, runs, plan, eval, chat, say, data, doctor.
+"""The command line: demo, train, speedrun, runs, plan, eval, chat, say, data, doctor.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from muomni.cli_data import data_app
 from muomni.cli_eval import eval_app
+from muomni.cli_speedrun import speedrun
 from muomni.errors import ToldError, UserError
 
 EXIT_USER_ERROR = 2
@@ -35,6 +36,7 @@ Settings = Annotated[
 
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
+app.command(speedrun)
 app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
 
 
