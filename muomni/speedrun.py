@@ -46,22 +46,22 @@ class Ledger:
     A run that was stopped goes on with the steps that are written here.
     """
 
-    def __init__(self, root: Path, asked: Mapping[str, Any], *, clock: Callable[[], float]) -> None:
-        """Open or begin it. Raises SpeedrunError when another run is there."""
+    def __init__(
+        self, root: Path, asked: Mapping[str, Any], *, clock: Callable[[], float], began: float
+    ) -> None:
+        """Open or begin it. began: when the call did, by the clock. Raises SpeedrunError when another run is there."""
         self._path, self._clock = root / LEDGER, clock
-        self._began = clock()
-        if self._path.is_file():
-            try:
-                self.values: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise SpeedrunError(f"{self._path}: not readable ({error}); choose another --run.") from error
-            for name, value in asked.items():
-                if self.values.get(name) != value:
-                    raise SpeedrunError(
-                        f"{root}: holds a speedrun with --{name} {self.values.get(name)}, not {value}; "
-                        "give the same, or another --run."
-                    )
-        else:
+        self._began = began
+        self.values = self._read() or {}
+        other = [name for name, value in asked.items() if self.values and self.values.get(name) != value]
+        if other and any("steps" in part for part in self.values["parts"].values()):
+            name = other[0]
+            raise SpeedrunError(
+                f"{root}: holds a speedrun with --{name} {self.values.get(name)}, not {asked[name]}; "
+                "give the same, or another --run."
+            )
+        # One that got no further than its settings, too few minutes say, is begun anew with others.
+        if other or not self.values:
             if found := [name for name in STAGES if (root / name).exists()]:
                 raise SpeedrunError(f"{root}: holds a stage {found[0]} of another run; choose another --run.")
             root.mkdir(parents=True, exist_ok=True)
@@ -73,6 +73,14 @@ class Ledger:
         if not self.finished:
             self.values["calls"] += 1
             self.save()
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._path.is_file():
+            return None
+        try:
+            return json.loads(self._path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise SpeedrunError(f"{self._path}: not readable ({error}); choose another --run.") from error
 
     @property
     def finished(self) -> bool:
@@ -125,17 +133,19 @@ def run_speedrun(
     evaluate: bool = True,
     console: Console,
     clock: Callable[[], float] = time.perf_counter,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Train every stage within the minutes, evaluation included; what was stopped goes on, with the same steps.
 
-    data: None takes the plan's. Writes RUN/speedrun.json, figures.json, record.json and loss.svg, beside the stages.
-    Returns the record. Raises SpeedrunError when the minutes do not suffice or RUN holds another run, what the loop
-    raises, and KeyboardInterrupt.
+    data: None takes the plan's. began: when the call did, by the clock, if that was before. Writes RUN/speedrun.json,
+    figures.json, record.json and loss.svg, beside the stages. Returns the record.
+    Raises SpeedrunError when the minutes do not suffice or RUN holds another run, what the loop raises, and
+    KeyboardInterrupt.
     """
-    plan = plan_of(size)
+    plan, began = plan_of(size), clock() if began is None else began
     asked = {"size": size, "minutes": minutes, "data": data or plan.data, "seed": seed}
     with only_one(root, "speedrun", main=True):
-        ledger = Ledger(root, asked, clock=clock)
+        ledger = Ledger(root, asked, clock=clock, began=began)
         for name in plan.stages:
             with ledger.spending(name) as entry:
                 if "steps" not in entry:

@@ -17,6 +17,7 @@ from rich.console import Console
 from muomni import recipes, speedrun
 from muomni.config import SIZES, STAGES, RunConfig
 from muomni.models.weights import load_weights, newest_complete
+from muomni.recipes import StageShare
 from muomni.speedrun import SpeedrunError, run_speedrun
 from muomni.train import loop, timing
 from muomni.train.loop import train
@@ -24,7 +25,9 @@ from muomni.train.stages import stage
 from muomni.train.step import Step
 
 SmallRun = Callable[..., RunConfig]
-MINUTES = 2.5
+MINUTES = 2.2
+FEWER_MINUTES = 1.7
+"""Of four stages."""
 EVALUATION = 30.0
 """Seconds of the last evaluation."""
 STEP = {"text": 0.5, "audio": 0.4, "vision": 0.3, "codec": 0.2, "omni": 0.5, "talker": 0.6}
@@ -63,9 +66,16 @@ class Machine:
         patch.setattr(timing, "measured", measured)
         patch.setattr(speedrun, "measure", evaluation)
         patch.setattr(speedrun, "recipe", lambda size, name: small_run(name))
-        plan = dataclasses.replace(recipes.speedrun("nano"), evaluation_seconds=EVALUATION)
-        patch.setattr(speedrun, "plan_of", lambda size: plan)
-        self.plan = plan
+        patch.setattr(speedrun, "plan_of", lambda size: self.plan)
+        self.plan = dataclasses.replace(
+            recipes.speedrun("nano"), evaluation_seconds=EVALUATION,
+            stages={name: StageShare(share=0.92 / 6, lr=6e-3 if name == "text" else None) for name in STEP},
+        )  # fmt: skip
+
+    def few_stages(self) -> None:
+        """Only those that say something new about stopping and sharing."""
+        stages = {name: StageShare(share=0.23) for name in ("text", "audio", "vision", "codec")}
+        self.plan = dataclasses.replace(self.plan, stages=stages)
 
     def run(self, root: Path, **changes: Any) -> dict[str, Any]:
         asked = {"size": "nano", "minutes": MINUTES} | changes
@@ -88,8 +98,8 @@ def test_a_run_keeps_to_its_minutes_and_its_weights_are_those_of_training_with_i
     machine: Machine, tmp_path: Path
 ) -> None:
     """Oracles: the costs of the machine, and `train` with the steps that were chosen."""
-    began = machine.now
-    record = machine.run(tmp_path / "run")
+    began, machine.now = machine.now, machine.now + 3.0
+    record = machine.run(tmp_path / "run", began=began)
     used = machine.now - began
     assert used <= 60 * MINUTES
     assert record["seconds"] == pytest.approx(used, abs=0.02)
@@ -123,7 +133,8 @@ def test_a_run_keeps_to_its_minutes_and_its_weights_are_those_of_training_with_i
 def test_a_stopped_run_goes_on_with_the_same_steps_to_the_same_weights(
     machine: Machine, tmp_path: Path, timed: bool
 ) -> None:
-    straight = machine.run(tmp_path / "straight")
+    machine.few_stages()
+    straight = machine.run(tmp_path / "straight", minutes=FEWER_MINUTES)
     sent: list[str] = []
 
     def stop(name: str, step: int, training: bool) -> None:
@@ -135,10 +146,10 @@ def test_a_stopped_run_goes_on_with_the_same_steps_to_the_same_weights(
 
     machine.before_step = stop
     with pytest.raises(KeyboardInterrupt):
-        machine.run(tmp_path / "run")
+        machine.run(tmp_path / "run", minutes=FEWER_MINUTES)
     machine.now += 10_000.0
     before = json.loads((tmp_path / "run" / speedrun.LEDGER).read_text())["parts"]
-    record = machine.run(tmp_path / "run")
+    record = machine.run(tmp_path / "run", minutes=FEWER_MINUTES)
     assert record["calls"] == 2
     assert record["within"]
     for name, part in before.items():
@@ -152,11 +163,12 @@ def test_a_stopped_run_goes_on_with_the_same_steps_to_the_same_weights(
 
 
 def test_what_a_slow_stage_took_is_taken_from_the_later_ones_alike(machine: Machine, tmp_path: Path) -> None:
-    straight = machine.run(tmp_path / "straight")["parts"]
+    machine.few_stages()
+    straight = machine.run(tmp_path / "straight", minutes=FEWER_MINUTES)["parts"]
     chosen = straight["audio"]["steps"]
     machine.factor = lambda name, steps: 1.5 if name == "audio" and steps == chosen else 1.0
-    record = machine.run(tmp_path / "slow")
-    parts, later = record["parts"], ("vision", "codec", "omni", "talker")
+    record = machine.run(tmp_path / "slow", minutes=FEWER_MINUTES)
+    parts, later = record["parts"], ("vision", "codec")
     assert parts["audio"]["seconds"] > parts["audio"]["budget_seconds"]
     ratios = [parts[name]["budget_seconds"] / straight[name]["budget_seconds"] for name in later]
     lost = parts["audio"]["seconds"] - straight["audio"]["seconds"]
@@ -172,7 +184,7 @@ def test_what_a_slow_stage_took_is_taken_from_the_later_ones_alike(machine: Mach
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"minutes": 3.0}, "--minutes 2.5, not 3.0"),
+        ({"minutes": 3.0}, "--minutes 2.2, not 3.0"),
         ({"data": "small"}, "--data embedded, not small"),
         ({"size": "tiny"}, "--size nano, not tiny"),
         ({"seed": 1}, "--seed 0, not 1"),
@@ -182,7 +194,8 @@ def test_other_settings_in_the_same_directory_are_one_line(
     machine: Machine, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     def stop(name: str, step: int, training: bool) -> None:
-        raise KeyboardInterrupt
+        if training:
+            raise KeyboardInterrupt
 
     machine.before_step = stop
     with pytest.raises(KeyboardInterrupt):
@@ -198,6 +211,13 @@ def test_minutes_that_do_not_suffice_and_a_directory_of_another_run_are_one_line
     with pytest.raises(SpeedrunError, match=r"0\.7 minutes are too few for stage text of size nano") as error:
         machine.run(tmp_path / "short", minutes=0.7)
     assert "\n" not in str(error.value)
+    # Nothing was trained: the same directory takes more minutes.
+    machine.before_step = lambda name, step, training: (
+        os.kill(os.getpid(), signal.SIGINT) if training else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        machine.run(tmp_path / "short")
+    assert json.loads((tmp_path / "short" / speedrun.LEDGER).read_text())["minutes"] == MINUTES
     (tmp_path / "other" / "audio").mkdir(parents=True)
     with pytest.raises(SpeedrunError, match="holds a stage audio of another run; choose another --run"):
         machine.run(tmp_path / "other")
