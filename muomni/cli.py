@@ -1,4 +1,4 @@
-"""The command line: demo, train, runs, plan, doctor here; data, eval, chat and the talking verbs in files of their own.
+"""The command line: demo, train, runs, plan, doctor here; data, eval, chat, speedrun and others in their own files.
 
 Every verb imports what it needs when it runs, so that `muomni --help` loads no torch. The user's
 mistakes are one line on standard error and exit code 2; an interrupted run exits 75.
@@ -26,6 +26,7 @@ from muomni.cli_data import data_app
 from muomni.cli_eval import eval_app
 from muomni.cli_export import export
 from muomni.cli_options import EXIT_INTERRUPTED, EXIT_USER_ERROR, reason
+from muomni.cli_speedrun import speedrun
 from muomni.cli_talk import VERBS
 from muomni.errors import ToldError, UserError
 
@@ -37,7 +38,7 @@ Settings = Annotated[
 app = tyro.extras.SubcommandApp()
 app.command(data_app, name="data", help="Data sets: list, prepare, stats, show, verify, embed.")
 app.command(eval_app, name="eval", help="Held-out figures: all, speech.")
-for verb in (chat, *VERBS, export):
+for verb in (speedrun, chat, *VERBS, export):
     app.command(verb)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def versions() -> dict[str, str]:
@@ -37,6 +39,27 @@ def device_name() -> str:
         properties = torch.cuda.get_device_properties(0)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def commit() -> str:
+    """The short commit of the checkout this package lies in, with + when a tracked file differs.
+
+    Outside a checkout MUOMNI_COMMIT, or else the version after a v.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        try:
+            short, changed = (
+                subprocess.run(
+                    ["git", *words], cwd=root, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                ).stdout.strip()
+                for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            )  # fmt: skip
+        except (OSError, subprocess.CalledProcessError):
+            pass
+        else:
+            return short + ("+" if changed else "")
+    return os.environ.get("MUOMNI_COMMIT") or f"v{versions()['muomni']}"
 
 
 def report() -> Iterator[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from muomni.config import (
     SIZES,
@@ -199,3 +201,62 @@ def shortened(size: str, stage: str) -> RunConfig:
     run = recipe(size, stage)
     steps = max(10, round(run.train.steps * SHORTENED[stage]))
     return dataclasses.replace(run, train=dataclasses.replace(run.train, steps=steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageShare:
+    """What a stage of a speedrun gets."""
+
+    share: float
+    """Of the minutes."""
+    lr: float | None = None
+    """Peak learning rate of a run of so many steps; None: the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedrun:
+    """How the minutes of a run from nothing are spent; the shares add up to 1."""
+
+    stages: Mapping[str, StageShare]
+    """In training order. Without the vocoder: in minutes Griffin-Lim, which needs none, sounds better."""
+    evaluation: float
+    """Share kept for the held-out figures."""
+    evaluation_seconds: float
+    """The least that is kept for them: they take as long after a short run as after a long one."""
+    slack: float = 0.03
+    """Share kept for steps that take longer than those they were judged by."""
+    data: str = "embedded"
+    """What it is trained on unless another is named."""
+
+
+# Reasons for shares and rates: docs/speedrun.md.
+_NANO_SPEEDRUN = Speedrun(
+    stages={
+        "text": StageShare(share=0.12, lr=6e-3),
+        "audio": StageShare(share=0.20, lr=3e-3),
+        "vision": StageShare(share=0.09),
+        "codec": StageShare(share=0.08),
+        "omni": StageShare(share=0.12),
+        "talker": StageShare(share=0.31, lr=6e-3),
+    },
+    evaluation=0.05,
+    evaluation_seconds=45.0,
+)
+_SCALED_SPEEDRUN = Speedrun(
+    stages={
+        "text": StageShare(share=0.22),
+        "audio": StageShare(share=0.20),
+        "vision": StageShare(share=0.10),
+        "codec": StageShare(share=0.08),
+        "omni": StageShare(share=0.12),
+        "talker": StageShare(share=0.18),
+    },
+    evaluation=0.07,
+    evaluation_seconds=45.0,
+    data="full",
+)
+
+
+def speedrun(size: str) -> Speedrun:
+    """How a speedrun of a size spends its minutes. Raises ConfigError for a size that does not exist."""
+    return _NANO_SPEEDRUN if model(size).size == "nano" else _SCALED_SPEEDRUN

@@ -180,3 +180,22 @@ def test_threads_wait_without_spinning_unless_told_otherwise(
     with pytest.raises(SystemExit):
         main(["--help"])
     assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--minutes", "0"), ("minutes", "more than 0")),
+        (("--size", "tinny"), ("tinny", "did you mean tiny")),
+        (("--threads", "0"), ("threads", "at least 1")),
+        (("--size", "tiny", "--check"), ("no margins", "tiny")),
+        (("--check", "--no-evaluate"), ("--check", "--no-evaluate")),
+        (("--data", "nowhere"), ("'nowhere' is not prepared",)),
+    ],
+)
+def test_mistake_in_a_speedrun(
+    arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run("speedrun", "--run", tmp_path / "run", *arguments, capsys=capsys)
+    assert_one_line(code, error, *expected)
+    assert not (tmp_path / "run" / "text").exists()

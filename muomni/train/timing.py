@@ -1,0 +1,106 @@
+"""What a stage costs here, measured on a few steps of its own that leave nothing behind."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muomni.config import RunConfig
+from muomni.train.feed import Feed, n_workers
+from muomni.train.held_out import measured
+from muomni.train.stage import Stage, step_seed
+from muomni.train.step import Step
+
+WARM_UP = 3
+"""Steps before those that are timed: compilation, recordings, the codebooks' start."""
+FEWEST, MOST = 8, 400
+"""Steps that are timed; fewer only where the seconds do not suffice for two."""
+PATIENCE = 5.0
+"""Times the given seconds after which fewer than FEWEST will do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one stage's run."""
+
+    setup: float
+    """Reading the data, making the model, and what the first steps take longer than others."""
+    step: float
+    """Mean of an optimizer step."""
+    evaluation: float
+    """Figures and samples of the validation split."""
+    n_steps: int
+    """Steps that were timed."""
+
+
+def time_stage(
+    stage: Stage,
+    run: RunConfig,
+    root: Path,
+    *,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    device: str | torch.device | None = None,
+) -> Timing:
+    """Take some steps as `train` would, evaluate once, and forget all of it.
+
+    stage: one that is used for nothing else. seconds: how long steps are timed, after WARM_UP of them. Nothing is
+    written but what `Stage.build` writes. Raises what `train` raises for a stage that cannot begin.
+    """
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    devices = [where] if where.type == "cuda" else []
+    began = clock()
+    with torch.random.fork_rng(devices=devices), tempfile.TemporaryDirectory() as aside:
+        torch.manual_seed(step_seed(run.seed, 0))
+        model = stage.build(run, root).to(where)
+        stage.quarantine.open(Path(aside), resume=False)
+        take = Step(stage, run, model)
+        stage.set_mode(model)
+        each = run.train.micro_batches
+        feed = Feed(
+            stage, 0, parts=take.parts, pin=where.type == "cuda",
+            n_workers=n_workers(run.train.workers, device=where, stage=stage),
+        )  # fmt: skip
+        times: list[float] = []
+        try:
+            while len(times) <= MOST + WARM_UP and not _enough(times, seconds):
+                number = len(times)
+
+                def fetch(parts: int, number: int = number) -> list[list[Any]]:
+                    return [
+                        stage.batch(position, parts) for position in range(number * each, (number + 1) * each)
+                    ]
+
+                # What did not fit in memory goes on in pieces, which the feed was not made for.
+                take(
+                    [next(feed) for _ in range(each)] if take.parts == 1 else fetch(take.parts),
+                    fetch,
+                    step=number,
+                )
+                if where.type == "cuda":
+                    torch.cuda.synchronize(where)
+                times.append(clock())
+        finally:
+            feed.close()
+        timed = len(times) - WARM_UP
+        step = (times[-1] - times[WARM_UP - 1]) / timed
+        before = clock()
+        measured(stage, model, take, Path(aside), step=0)
+        evaluation = clock() - before
+        take.forget()
+    setup = max(times[WARM_UP - 1] - began - WARM_UP * step, 0.0)
+    return Timing(setup=setup, step=step, evaluation=evaluation, n_steps=timed)
+
+
+def _enough(times: list[float], seconds: float) -> bool:
+    """Whether the steps after the warm-up took so long, and are enough to judge by."""
+    if (timed := len(times) - WARM_UP) < 2:
+        return False
+    spent = times[-1] - times[WARM_UP - 1]
+    return spent >= seconds * (1.0 if timed >= FEWEST else PATIENCE)
