@@ -65,7 +65,7 @@ def start(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> l
 def _free_port() -> int:
     """A port below those the system gives out, or another test's process may have it before ours listens."""
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(20_000, 29_000)
         with socket.socket() as free:
             if free.connect_ex(("127.0.0.1", port)):
                 return port
