@@ -23,9 +23,10 @@ help:
 demo: $(VENV)/installed
 	@$(BIN)/muomni demo --out "$(OUT)" $(DEMO_FLAGS)
 
-# One thread: the tests' tensors are tiny, and threads would only wait for each other.
+# A process a core (TEST_FLAGS="-n 0": one, for a debugger) of one thread each: the tests' tensors are tiny, and threads
+# would only wait for each other. Neighbours stay together, so that few fixtures are made twice.
 test: $(VENV)/installed-dev
-	@OMP_NUM_THREADS=1 MUOMNI_TEST_INSTALLED=1 $(BIN)/pytest $(TEST_FLAGS)
+	@OMP_NUM_THREADS=1 MUOMNI_TEST_INSTALLED=1 $(BIN)/pytest -n auto --dist worksteal $(TEST_FLAGS)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

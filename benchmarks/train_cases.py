@@ -112,14 +112,14 @@ def fill(run: RunConfig, root: Path) -> float | None:
     else:
         text = TextStage(_packing(run))
         text.build(text.run, root)
-        order = text._order("train")[1]
         if run.stage == "omni":
             omni = OmniStage(text.run)
             # Its data need no trained parent, only the text stage's tokenizer.
             with mock.patch.object(omni_module, "load_parent"):
                 omni.build(text.run, root)
-            chosen = omni.examples("train")
-            order = omni.order(chosen, omni.documents("train", chosen), shuffle=True)
+            order = omni._training[2]
+        else:
+            order = text._order("train")[1]
     return float(order.lengths[:, 0].sum() / (len(order.epoch(0)) * order.capacity[0]))
 
 

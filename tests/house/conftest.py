@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAVE_OUT = shutil.ignore_patterns(".*", "build", "dist", "out", "runs", "*.egg-info", "__pycache__", "*.so")
@@ -41,16 +42,36 @@ def _run(command: list[str], cwd: Path, **variables: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+def distributions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     """An sdist of a copy of this tree, and the wheels that pip makes from that sdist, without a network."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("no C++ compiler on this machine: nothing to compare the build without one to")
-    work = tmp_path_factory.mktemp("a build")
+    # It takes a minute of compiling: the processes of one run share it.
+    base = tmp_path_factory.getbasetemp()
+    work = (base.parent if hasattr(request.config, "workerinput") else base) / "a build"
+    with FileLock(f"{work}.lock"):
+        if not (work / "plain log").exists():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            _build(work)
+    (sdist,), (wheel,), (plain,) = (
+        work.glob(name) for name in ("*.tar.gz", "native wheel/*", "plain wheel/*")
+    )
+    return Distributions(
+        tree=work / "tree",
+        sdist=sdist,
+        wheel=wheel,
+        plain_wheel=plain,
+        plain_log=(work / "plain log").read_text(),
+    )
+
+
+def _build(work: Path) -> None:
     tree = work / "tree"
     shutil.copytree(ROOT, tree, ignore=LEAVE_OUT)
     _run([sys.executable, "-c", BUILD_SDIST, str(work)], tree)
     (sdist,) = work.glob("*.tar.gz")
-    wheels, logs = {}, {}
+    logs = {}
     for name, variables in (("native", {}), ("plain", {"CC": "/bin/false", "CXX": "/bin/false"})):
         source = work / name
         with tarfile.open(sdist) as archive:
@@ -59,7 +80,4 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
         into = work / f"{name} wheel"
         options = ["--no-deps", "--no-build-isolation", "--no-index", "--verbose", "--wheel-dir", str(into)]
         logs[name] = _run([sys.executable, "-m", "pip", "wheel", *options, "."], unpacked, **variables)
-        (wheels[name],) = into.glob("*.whl")
-    return Distributions(
-        tree=tree, sdist=sdist, wheel=wheels["native"], plain_wheel=wheels["plain"], plain_log=logs["plain"]
-    )
+    (work / "plain log").write_text(logs["plain"])

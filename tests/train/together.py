@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -51,9 +52,7 @@ def start(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> l
     """Start n processes; each runs the function inside `Joined` and writes what it says into out/said-<rank>."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     out.mkdir(parents=True, exist_ok=True)
     processes = [
         context.Process(target=_run, args=(rank, n, port, out, function, arguments)) for rank in range(n)
@@ -61,6 +60,15 @@ def start(n: int, function: Callable[..., Any], *arguments: Any, out: Path) -> l
     for process in processes:
         process.start()
     return processes
+
+
+def _free_port() -> int:
+    """A port below those the system gives out, or another test's process may have it before ours listens."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 29_000)
+        with socket.socket() as free:
+            if free.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def finish(processes: list[Any]) -> list[int]:
