@@ -43,6 +43,7 @@ def evaluate_asr(held: HeldOut) -> Measured:
     left_out = f", {len(items) - len(fitting)} longer clips left out" if len(items) > len(fitting) else ""
     out.figures += _rates(held, "asr", f"CTC, greedy{left_out}", references, spelled)
     out.figures += _rates(held, "asr.thinker", f"written by the Thinker{left_out}", references, thought)
+    out.figures.append(_against_others(held, references, thought))
     _by_speaker(held, out, chosen, references, spelled)
     for title, hypotheses in (("CTC head", spelled), ("Thinker", thought)):
         out.cases[f"Recordings that the {title} understands worst"] = worst(
@@ -53,6 +54,21 @@ def evaluate_asr(held: HeldOut) -> Measured:
             for item, reference, hypothesis in zip(chosen, references, hypotheses, strict=True)
         )  # fmt: skip
     return out
+
+
+def _against_others(held: HeldOut, references: Sequence[str], thought: Sequence[str]) -> Figure:
+    """What the Thinker writes of the right recording, and of the next one that says something else."""
+    rates = [error_rate([r], [t]) for r, t in zip(references, thought, strict=True)]
+    n = len(references)
+    others = [
+        next((j % n for j in range(i + 1, i + n) if references[j % n] != references[i]), i) for i in range(n)
+    ]
+    return ratio(
+        "asr.thinker.own_recording", "speech recognition: character error rate, the Thinker with the right recording",
+        sums=[r.errors for r in rates], units=[r.n for r in rates],
+        baseline=error_rate(references, [thought[i] for i in others]).value,
+        baseline_name="with another's recording", unit="errors/character", seed=held.seed,
+    )  # fmt: skip
 
 
 def _by_speaker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -76,7 +76,9 @@ def evaluate_text(held: HeldOut) -> Measured:
     if not train:
         out.skip("the data has no training text to make an n-gram model from", "text.bits_per_byte")
         return out
-    five = NGramModel(_targets(train, tokenizer, longest), order=ORDER, vocab_size=tokenizer.vocab_size)
+    talks = _bounded([c.text for c in held.source.conversations("train")]) or train
+    targets = _targets([*train, *talks], tokenizer, longest)
+    five = NGramModel(_of(targets, train), order=ORDER, vocab_size=tokenizer.vocab_size)
     floor = own.trivial(five)
     name_of_five = f"modified Kneser-Ney {ORDER}-gram of the training texts, over the same tokens"
     after = own.bits(held.session.engine.model.thinker)
@@ -85,13 +87,11 @@ def evaluate_text(held: HeldOut) -> Measured:
         bits = after
     else:
         bits = own.bits(thinker)
-        talks = _bounded([c.text for c in held.source.conversations("train")])
-        targets = _targets(talks or train, tokenizer, longest)
         for order, name in ((1, "unigram"), (2, "bigram")):
-            ngram = NGramModel(targets, order=order, vocab_size=tokenizer.vocab_size)
+            ngram = NGramModel(_of(targets, talks), order=order, vocab_size=tokenizer.vocab_size)
             trivial = own.trivial(ngram)
             what = f"text: bits per byte, against the {name} model"
-            of = "conversations" if talks else "texts"
+            of = "texts" if talks is train else "conversations"
             out.figures.append(_figure(held, name, what, bits, own, trivial, f"{name} of the training {of}"))
         what = f"text: bits per byte, against a {ORDER}-gram model"
         out.figures.append(_figure(held, f"{ORDER}gram", what, bits, own, floor, name_of_five))
@@ -130,10 +130,14 @@ def _bounded(texts: list[str]) -> list[str]:
     return spread(texts, len(texts) * MAX_TRAIN_BYTES // size) if size > MAX_TRAIN_BYTES else texts
 
 
-def _targets(texts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int) -> list[list[int]]:
-    return [
-        document.labels[1:].tolist()
-        for ids in tokenizer.encode_batch(list(texts))
-        for document in render_text(ids, max_seq_len=max_seq_len)
-        if len(document) > 1
-    ]
+def _targets(texts: Sequence[str], tokenizer: Tokenizer, max_seq_len: int) -> dict[str, list[list[int]]]:
+    """Text -> what is to be predicted in each of its pieces. Each text is encoded once."""
+    every = list(dict.fromkeys(texts))
+    return {
+        text: [d.labels[1:].tolist() for d in render_text(ids, max_seq_len=max_seq_len) if len(d) > 1]
+        for text, ids in zip(every, tokenizer.encode_batch(every), strict=True)
+    }
+
+
+def _of(targets: Mapping[str, list[list[int]]], texts: Sequence[str]) -> list[list[int]]:
+    return [piece for text in texts for piece in targets[text]]
