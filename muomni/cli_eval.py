@@ -20,21 +20,69 @@ eval_app = tyro.extras.SubcommandApp()
 @eval_app.command(name="all")
 def all_(
     *,
-    run: Annotated[Path, arg(help="Directory of the trained stages.")] = Path("out/demo/model"),
+    run: Annotated[Path, arg(help="Directory of the trained stages, or of a whole model.")] = Path(
+        "out/demo/model"
+    ),
+    families: str = "",
+    data: str | None = None,
     split: HeldOut = "test",
+    n: int = 48,
+    seed: int = 0,
+    judges: Literal["none", "whisper"] = "none",
+    threads: int = 1,
+    out: Path = Path("out/eval"),
     json_: Json = False,
 ) -> None:
-    """Held-out figures of every stage, each with its trivial baseline, n and interval."""
-    from muomni.evaluate.run import evaluate as measure
+    """Held-out figures of every family, each with its trivial baseline, n, seed and interval.
 
-    rows = measure(run, split=split)["figures"]
+    Writes eval.json and eval.html. What a model or its data do not have is said to be missing, with the reason.
+
+    Args:
+        families: Some of text, asr, retrieval, answers, vqa, spoken, ocr, codec, talker, speech, with commas between;
+            default: all.
+        data: embedded, or prepared sets with commas between; default: what the run was trained on.
+        n: Held-out items of a figure, at most; texts and pictures that are only scored may be more.
+        seed: Of the bootstrap and of the Talker.
+        judges: An independent recogniser of speech (needs muomni[eval]), or none.
+        threads: Threads of the model and of the judge.
+        out: Where eval.json and eval.html go.
+    """
+    for name, value in (("n", n), ("threads", threads)):
+        if value < 1:
+            raise UserError(f"eval all: {name}: expected at least 1, got {value}.")
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, stderr=json_)
+    import torch
+
+    from muomni.doctor import device_name, versions
+    from muomni.evaluate.eval_run import evaluate_all
+    from muomni.evaluate.judges import open_panel
+    from muomni.evaluate.report import number
+    from muomni.evaluate.run import FAMILIES
+    from muomni.progress import bar
+
+    chosen = families.split(",") if families else list(FAMILIES)
+    torch.set_num_threads(threads)
+    panel = open_panel([judges], n_threads=threads, tell=console.print) if judges != "none" else None
+    machine = f"{device_name()}, torch {versions()['torch']}, {threads} threads"
+    with bar("eval", console) as update:
+        result = evaluate_all(
+            run, out=out, families=chosen, data=data, split=split, n=n, seed=seed, panel=panel, machine=machine,
+            progress=update,
+        )  # fmt: skip
     if json_:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(result, indent=2))
         return
-    for row in rows:
+    for row in result["figures"]:
+        low, high = map(number, row["interval"])
         print(
-            f"{row['what']:<58} {row['value']:8.3f}   {row['baseline']:8.3f} {row['baseline_name']}   n={row['n']}"
+            f"{row['what']:<72} {number(row['value']):>8} [{low}, {high}]  {number(row['baseline'])} "
+            f"{row['baseline_name']}  n={row['n']}"
         )
+    for row in result["missing"]:
+        print(f"{row['name']}: not measured: {row['why']}")
+    print(f"Open {out / 'eval.html'}")
 
 
 @eval_app.command

@@ -23,13 +23,14 @@ from muomni.data.quarantine import NAME as QUARANTINE
 from muomni.doctor import device_name, versions
 from muomni.evaluate import margins
 from muomni.evaluate import run as evaluation
+from muomni.evaluate.curves import curve
+from muomni.evaluate.family import spread
 from muomni.evaluate.report import Report, Section, Sound, Turn, picture, render, text
 from muomni.infer.session import Session, load
 from muomni.models.omni import parameter_table
-from muomni.plot import line_plot
 from muomni.progress import bar, training
 from muomni.recipes import recipe, shortened, stages
-from muomni.train import checkpoint, metrics
+from muomni.train import checkpoint
 from muomni.train.loop import Result, train
 from muomni.train.stages import stage
 
@@ -119,7 +120,10 @@ def measure(root: Path, *, console: Console) -> dict[str, Any]:
             console.print(f"{'measure':<10} stages unchanged, reused")
             return kept
     with bar("measure", console) as update:
-        measured = evaluation.evaluate(root, split="test", progress=update)
+        found = evaluation.evaluate(
+            load(root), root, families=evaluation.TRAINING, split="test", progress=update
+        )
+        measured = found.to_dict()
     measured["stages"] = state
     checkpoint.write_json(path, measured)
     return measured
@@ -174,22 +178,6 @@ def codec_copy(session: Session, waveform: np.ndarray) -> np.ndarray:
     frames = audio_frames(waveform, mel, factor=session.config.codec.factor)[None].to(session.engine.device)
     decoded = denormalise(codec.decode(codec.encode(frames))[0].reshape(-1, mel.n_mels), mel)
     return session.engine.model.vocoder(decoded).cpu().numpy()
-
-
-def curve(directory: Path) -> str:
-    """A stage's training losses as SVG."""
-    rows = metrics.read_rows(directory)
-    names = [k for k in rows[-1] if k.startswith("loss/") and any(row.get(k) for row in rows)]
-    series = {
-        name.removeprefix("loss/"): [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        for name in names
-    }
-    return line_plot(series, title=f"{directory.name}: training loss")
-
-
-def spread(items: Sequence[Any], n: int) -> list[Any]:
-    """n items, evenly spaced: no choosing of good examples."""
-    return [items[i * len(items) // n] for i in range(min(n, len(items)))]
 
 
 def examples(session: Session) -> list[Section]:

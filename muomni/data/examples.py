@@ -91,14 +91,15 @@ def swapped(chosen: Sequence[Example]) -> list[Example]:
     """The same questions and answers, each with what the answer depends on taken from another example.
 
     That is the pictures, or else the recordings; a spoken question about a picture stays. The other example is the
-    nearest one, cyclically, whose answer differs.
+    nearest one, cyclically, whose answer differs and which is about something else: a picture may have two captions.
     """
     result = []
     for i, example in enumerate(chosen):
         others = (chosen[(i + k) % len(chosen)] for k in range(1, len(chosen)))
-        other = next((o for o in others if o.answer != example.answer), example)
-        changed = {"pictures": other.pictures} if example.pictures else {"clips": other.clips}
-        result.append(dataclasses.replace(example, **changed))
+        what = "pictures" if example.pictures else "clips"
+        own = getattr(example, what)
+        other = next((o for o in others if o.answer != example.answer and getattr(o, what) != own), example)
+        result.append(dataclasses.replace(example, **{what: getattr(other, what)}))
     return result
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from muomni.data.items import Source, SpeechItem, Split
 from muomni.errors import UserError
+from muomni.evaluate.family import spread
 from muomni.evaluate.judges import Panel
 from muomni.evaluate.scored_text import scored_form
-from muomni.evaluate.speech import recordings, spread
+from muomni.evaluate.speech import recordings
 from muomni.evaluate.speech_paths import ORIGINAL, SAY, resynthesis
 from muomni.infer.session import Session
 from muomni.metrics.edit import Unit, error_rate
@@ -113,7 +114,7 @@ def _even(items: Sequence[SpeechItem], n: int) -> list[SpeechItem]:
     while sum(shares.values()) < min(n, len(items)):
         for speaker in own:
             shares[speaker] += shares[speaker] < len(own[speaker]) and sum(shares.values()) < n
-    chosen = [own[speaker][k] for speaker in own for k in spread(len(own[speaker]), shares[speaker])]
+    chosen = [own[speaker][k] for speaker in own for k in spread(range(len(own[speaker])), shares[speaker])]
     return [items[i] for i in sorted(chosen)]
 
 

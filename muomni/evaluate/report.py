@@ -127,7 +127,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A figure as it is shown: three decimals below 10, else one; empty for None."""
     return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
@@ -135,7 +136,7 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for figure in figures:
         interval = figure.get("interval")
-        spread = f" [{_number(interval[0])}, {_number(interval[1])}]" if interval else ""
+        spread = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
         arrow = "↓" if figure["better"] == "lower" else "↑"
         passed = figure.get("passed")
         verdict = (
@@ -146,8 +147,8 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             (
                 f"{text(figure['what'])} <span class=small>{arrow}</span>",
-                f"<b>{_number(figure['value'])}</b><span class=small>{spread}</span>",
-                f"{_number(figure['baseline'])} <span class=small>{text(figure['baseline_name'])}</span>",
+                f"<b>{number(figure['value'])}</b><span class=small>{spread}</span>",
+                f"{number(figure['baseline'])} <span class=small>{text(figure['baseline_name'])}</span>",
                 text(figure.get("required", "")),
                 verdict,
                 text(figure["n"]),

@@ -1,91 +1,141 @@
-"""All held-out figures of a trained run, each with its trivial baseline, n, seed and interval."""
+"""All held-out figures of a model, family by family, each with its trivial baseline, n, seed and interval."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from muomni.data.items import Source, Split
 from muomni.data.prepared import open_source
+from muomni.errors import UserError
 from muomni.evaluate.asr import evaluate_asr
-from muomni.evaluate.figure import Figure
+from muomni.evaluate.family import Family, HeldOut, Measured
+from muomni.evaluate.heard import evaluate_heard
+from muomni.evaluate.judges import Panel
 from muomni.evaluate.media_use import evaluate_media_use
+from muomni.evaluate.ocr import evaluate_ocr
 from muomni.evaluate.retrieval import evaluate_retrieval
-from muomni.evaluate.speech import evaluate_codec, evaluate_talker, material
+from muomni.evaluate.speech import Material, evaluate_codec, evaluate_talker, material
+from muomni.evaluate.spoken import evaluate_spoken
 from muomni.evaluate.text import evaluate_text
+from muomni.evaluate.vqa import evaluate_vqa
 from muomni.infer.loading import find_stage
-from muomni.infer.session import Session, load
-from muomni.models.thinker import Thinker
-from muomni.models.vision import ContrastModel
+from muomni.infer.session import Session
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, name of the family)."""
 
+FAMILIES: dict[str, str] = {
+    "text": "Text",
+    "asr": "Speech recognition",
+    "retrieval": "Pictures and captions",
+    "answers": "Answers by likelihood, and use of media",
+    "vqa": "Written answers",
+    "spoken": "Spoken questions",
+    "ocr": "Reading",
+    "codec": "Codec",
+    "talker": "Talker",
+    "speech": "Speech as a recogniser hears it",
+}
+"""Name -> title."""
+TRAINING = ("text", "asr", "retrieval", "codec", "answers", "talker")
+"""Families that say whether each stage was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, with the media of its cases."""
+
+    about: dict[str, Any]
+    """data, split, seed and n."""
+    families: dict[str, Measured]
+    seconds: dict[str, float]
+    """Of each family."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; every figure and every missing one names its family."""
+        return {
+            **self.about,
+            "seconds": self.seconds,
+            "figures": [{"family": f, **x.to_dict()} for f, own in self.families.items() for x in own.figures],
+            "missing": [{"family": f, **x.to_dict()} for f, own in self.families.items() for x in own.missing],
+            "cases": {
+                family: {title: [case.to_dict() for case in cases] for title, cases in own.cases.items()}
+                for family, own in self.families.items() if own.cases
+            },
+            "tables": {family: own.tables for family, own in self.families.items() if own.tables},
+        }  # fmt: skip
+
 
 def evaluate(
-    root: Path | str,
+    session: Session,
+    root: Path | None = None,
     *,
+    data: str | None = None,
     source: Source | None = None,
     split: Split = "test",
+    n: int = 48,
     seed: int = 0,
+    families: Sequence[str] = tuple(FAMILIES),
+    panel: Panel | None = None,
     progress: Progress | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, Any]:
-    """Measure every family on a held-out split of what the run was trained on, or of another source.
+) -> Evaluation:
+    """Measure families on a held-out split of what the run was trained on, or of other data.
 
-    Returns {"split", "seed", "seconds" by family, "figures": rows as Figure.to_dict gives them}.
-    Raises what `muomni.load` raises.
+    root: directory of the stages, for what only training needs; without it those figures are said to be missing.
+    data: prepared sets or embedded; source: in place of it. n: items of a figure at most (texts and pictures that are
+    not answered about: text.MAX_HELD, retrieval.MAX_PICTURES). panel: judges of speech.
+    Raises UserError for an unknown family, what `open_source` raises.
     """
-    root = Path(root)
-    session = load(root, device=device)
-    source = source or open_source(find_stage(root, "text").record["config"].get("data", "embedded"))
-    text_only = _text_thinker(root, session)
-    config, tokenizer = session.config, session.tokenizer
-    shared: dict[str, Any] = {}
-
-    def clips() -> Any:
-        if "clips" not in shared:
-            shared["clips"] = material(config, source, split)
-        return shared["clips"]
-
-    families: dict[str, Callable[[], list[Figure]]] = {
-        "text": lambda: evaluate_text(
-            text_only, tokenizer, max_seq_len=config.max_seq_len, source=source, split=split, seed=seed
-        ),
-        "speech recognition": lambda: evaluate_asr(session, source=source, split=split, seed=seed),
-        "pictures": lambda: evaluate_retrieval(
-            _contrast(root, session), tokenizer, source=source, split=split, seed=seed
-        ),
-        "codec": lambda: evaluate_codec(session, clips(), seed=seed),
-        "answers": lambda: evaluate_media_use(session, text_only, source=source, split=split, seed=seed),
-        "talker": lambda: evaluate_talker(session, clips(), seed=seed),
-    }
-    figures: list[Figure] = []
+    unknown = next((name for name in families if name not in FAMILIES), None)
+    if unknown is not None or not families:
+        given = "none" if unknown is None else repr(unknown)
+        raise UserError(f"families: expected some of {', '.join(FAMILIES)}, got {given}.")
+    if source is None:
+        data = data or (trained_on(root) if root is not None else "embedded")
+        source = open_source(data)
+    held = HeldOut(
+        session=session, source=source, split=split, n=n, seed=seed, root=root, panel=panel or Panel()
+    )
+    measures = _measures(held)
+    found: dict[str, Measured] = {}
     seconds: dict[str, float] = {}
-    for done, (name, measure) in enumerate(families.items()):
+    chosen = [name for name in FAMILIES if name in families]
+    for done, name in enumerate(chosen):
         if progress is not None:
-            progress(done, len(families), name)
+            progress(done, len(chosen), name)
         started = time.perf_counter()
-        figures += measure()
+        found[name] = measures[name](held)
         seconds[name] = round(time.perf_counter() - started, 2)
     if progress is not None:
-        progress(len(families), len(families), "done")
-    return {"split": split, "seed": seed, "seconds": seconds, "figures": [f.to_dict() for f in figures]}
+        progress(len(chosen), len(chosen), "done")
+    about = {"data": data, "split": split, "seed": seed, "n": n}
+    return Evaluation(about=about, families=found, seconds=seconds)
 
 
-def _text_thinker(root: Path, session: Session) -> Thinker:
-    """The Thinker as the text stage left it, before it saw any media."""
-    thinker = Thinker(session.config.thinker)
-    thinker.load_state_dict(find_stage(root, "text").weights({"thinker.": ""}))
-    return thinker.to(session.engine.device).eval()
+def trained_on(root: Path) -> str:
+    """The data of a run's text stage. Raises CheckpointError when there is no such stage."""
+    return find_stage(root, "text").record["config"].get("data", "embedded")
 
 
-def _contrast(root: Path, session: Session) -> ContrastModel:
-    """Both towers of the vision stage."""
-    model = ContrastModel(session.config.vision, vocab_size=session.config.thinker.vocab_size)
-    model.load_state_dict(find_stage(root, "vision").weights({"": ""}))
-    return model.to(session.engine.device).eval()
+def _measures(held: HeldOut) -> dict[str, Family]:
+    @cache
+    def clips() -> Material:
+        return material(held)
+
+    return {
+        "text": evaluate_text,
+        "asr": evaluate_asr,
+        "retrieval": evaluate_retrieval,
+        "answers": evaluate_media_use,
+        "vqa": evaluate_vqa,
+        "spoken": evaluate_spoken,
+        "ocr": evaluate_ocr,
+        "codec": lambda held: evaluate_codec(held, clips()),
+        "talker": lambda held: evaluate_talker(held, clips()),
+        "speech": evaluate_heard,
+    }

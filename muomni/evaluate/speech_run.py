@@ -12,10 +12,10 @@ import torch
 from muomni.data.audio import log_mel
 from muomni.data.items import Split
 from muomni.data.prepared import open_source
+from muomni.evaluate.family import spread
 from muomni.evaluate.judges import Panel
 from muomni.evaluate.listening import Heard, Listening, Progress, listen
 from muomni.evaluate.report import Sound
-from muomni.evaluate.speech import spread
 from muomni.evaluate.speech_page import Take, render_speech
 from muomni.evaluate.speech_paths import WHAT
 from muomni.evaluate.speech_speed import measure_speed
@@ -49,7 +49,7 @@ def evaluate_speech(
     data = data or find_stage(root, "codec").record["config"].get("data", "embedded")
     source = open_source(data)
     listening = listen(session, source, panel, split=split, n=n, seeds=seeds, progress=progress)
-    timed = spread(len(listening.items), N_TIMED)
+    timed = spread(range(len(listening.items)), N_TIMED)
     clips = [(listening.heard[i][0].waveform, listening.items[i].text) for i in timed]
     speed = measure_speed(session, clips, seed=seeds[0])
     result = {
@@ -76,7 +76,7 @@ def _name(heard: Heard) -> str:
 
 def _examples(listening: Listening, mel: Any, shown: int) -> list[tuple[str, str, list[Take]]]:
     found = []
-    for i in spread(len(listening.items), shown):
+    for i in spread(range(len(listening.items)), shown):
         takes = []
         for heard in listening.heard[i]:
             rows = log_mel(torch.from_numpy(heard.waveform.copy()), mel).numpy()

@@ -1,7 +1,8 @@
-"""Recall at 1 of a group: the exact expectation over random distractors, without drawing any."""
+"""Recall at k of a group: the exact expectation over random distractors, without drawing any."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall at 1 among `group` candidates."""
+    """Recall at k among `group` candidates."""
 
     per_query: np.ndarray
     """(n,) float64: each query's probability of being right over the choice of distractors."""
     group: int
     """Candidates a query chooses from; smaller than asked when there are fewer items."""
+    k: int = 1
+    """The right one is among so many that are first."""
 
     @property
     def value(self) -> float:
@@ -24,7 +27,7 @@ class Recall:
     @property
     def chance(self) -> float:
         """Value of a random choice."""
-        return 1.0 / self.group
+        return min(1.0, self.k / self.group)
 
     @property
     def n(self) -> int:
@@ -45,19 +48,22 @@ def ranks(similarity: np.ndarray) -> np.ndarray:
     return (scores >= np.diagonal(scores)[:, None]).sum(axis=1) - 1
 
 
-def recall_at_1(similarity: np.ndarray, *, group: int = 64) -> Recall:
-    """R@1 of a query against its own key and group - 1 keys of other items, exact over all choices.
+def recall(similarity: np.ndarray, *, k: int = 1, group: int = 64) -> Recall:
+    """R@k of a query against its own key and group - 1 keys of other items, exact over all choices.
 
-    A query that r of the n - 1 wrong keys beat is right with C(n - 1 - r, g - 1) / C(n - 1, g - 1),
-    the chance that none of them is among the distractors; so no draws and no seed are needed.
-    similarity: (n queries, n keys).
+    A query that r of the n - 1 wrong keys beat is right when fewer than k of those r are among the distractors, a
+    hypergeometric chance: sum over j < k of C(r, j) C(n - 1 - r, g - 1 - j) / C(n - 1, g - 1). So no draws and no seed
+    are needed.
+    similarity: (n queries, n keys). Raises ValueError for k below 1 and fewer than 2 candidates.
     """
-    if group < 2:
-        raise ValueError(f"group: expected at least 2 candidates, got {group}.")
-    worse = ranks(similarity)
-    n = len(worse)
+    if group < 2 or k < 1:
+        raise ValueError(f"group, k: expected at least 2 candidates and k of 1 or more, got {group}, {k}.")
+    beaten = ranks(similarity)
+    n = len(beaten)
     group = min(group, n)
-    right = np.ones(n)
-    for drawn in range(group - 1):
-        right *= np.clip(n - 1 - worse - drawn, 0, None) / (n - 1 - drawn)
-    return Recall(right, group)
+    choices = math.comb(n - 1, group - 1)
+    of_rank = {
+        r: sum(math.comb(r, j) * math.comb(n - 1 - r, group - 1 - j) for j in range(min(k, group))) / choices
+        for r in set(beaten.tolist())
+    }
+    return Recall(np.array([of_rank[r] for r in beaten.tolist()]), group, k)

@@ -49,6 +49,10 @@ def test_swapping_changes_what_the_answer_depends_on_and_nothing_else() -> None:
     ]  # fmt: skip
     spoken = [Example(task="transcribe", question="q", answer=a, clips=(i,)) for i, a in enumerate("ab")]
     assert [e.clips for e in swapped(spoken)] == [(1,), (0,)]
+    captions = [
+        Example(task="caption", question="q", answer=a, pictures=(i // 2,)) for i, a in enumerate("abcd")
+    ]
+    assert [e.pictures for e in swapped(captions)] == [(1,), (1,), (0,), (0,)]
 
 
 def test_a_figure_is_a_ratio_of_sums_with_its_interval() -> None:

@@ -1,6 +1,8 @@
-"""N-gram baselines: normalised, positive, and near the entropy of a known source."""
+"""N-gram baselines: normalised, positive, equal to the definition, and near the entropy of a known source."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from muomni.metrics.ngram import NGramModel, bits_per_byte, entropy
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_probabilities_sum_to_one_in_every_context(order: int) -> None:
     generator = np.random.default_rng(0)
     documents = [generator.zipf(1.6, 60).clip(max=19) for _ in range(20)]
@@ -19,6 +21,57 @@ def test_probabilities_sum_to_one_in_every_context(order: int) -> None:
         assert sum(following) == pytest.approx(1.0)
     first = sum(model.probabilities([token])[0] for token in range(25))
     assert first == pytest.approx(1.0)
+    for seen in (documents[0][:6].tolist(), [24, *documents[3][5:9].tolist()]):
+        following = [model.probabilities([*seen, token])[-1] for token in range(25)]
+        assert min(following) > 0
+        assert sum(following) == pytest.approx(1.0)
+
+
+def by_definition(
+    documents: list[list[int]], order: int, size: int
+) -> Callable[[tuple[int, ...], int], float]:
+    """Interpolated Kneser-Ney with all discounts 0.75, from dictionaries: p(token | context)."""
+    grams = Counter(
+        tuple(padded[end - order : end])
+        for document in documents
+        for padded in [[-1] * (order - 1) + document]
+        for end in range(order, len(padded) + 1)
+    )
+    levels = [grams]
+    while len(levels[0]) and len(next(iter(levels[0]))) > 1:
+        below: Counter[tuple[int, ...]] = Counter()
+        for gram, n in levels[0].items():
+            # Behind how many different symbols; but what begins a document keeps its count.
+            below[gram[1:]] += n if gram[1] == -1 else 1
+        levels.insert(0, below)
+
+    def p(context: tuple[int, ...], token: int) -> float:
+        level = levels[len(context)]
+        own = {g[-1]: n for g, n in level.items() if g[:-1] == context}
+        lower = p(context[1:], token) if context else 1 / size
+        if not own:
+            return lower
+        total = sum(own.values())
+        return max(own.get(token, 0) - 0.75, 0) / total + 0.75 * len(own) / total * lower
+
+    return p
+
+
+def test_trigram_equals_the_definition() -> None:
+    # No n-gram of any order comes exactly three times, so that every discount is the fixed one.
+    documents = [[0, 1, 2, 0, 1], [0, 1, 3], [2, 0, 1, 2]]
+    model, p = NGramModel(documents, order=3, vocab_size=6), by_definition(documents, 3, 6)
+    for held in ([0, 1, 2], [3, 3, 0, 1, 3], [5, 2, 0]):
+        padded = [-1, -1, *held]
+        expected = [p((padded[i], padded[i + 1]), token) for i, token in enumerate(held)]
+        assert model.probabilities(held) == pytest.approx(expected)
+
+
+def test_bigram_of_one_document_by_hand() -> None:
+    # "a b a": each of the pairs start-a, a-b and b-a once; a is behind two symbols, b behind one.
+    model = NGramModel([[0, 1, 0]], order=2, vocab_size=4)
+    unigram_b = 0.25 / 3 + 1.5 / 3 / 4
+    assert model.probabilities([0, 1])[1] == pytest.approx(0.25 + 0.75 * unigram_b)
 
 
 def test_bigram_finds_a_markov_source_and_unigram_its_entropy() -> None:

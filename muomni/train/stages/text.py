@@ -11,10 +11,11 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data.batch import Order, PackedBatch, pack, permutation
-from muomni.data.items import Source, Split
+from muomni.data.items import Split
 from muomni.data.template import Document, render_text
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.text_mix import mix
+from muomni.data.text_sets import held_texts, training_texts
 from muomni.data.usable import Usable
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
@@ -44,25 +45,6 @@ TEMPERATURE = 1.5
 """Of the mix of several prepared sets: small ones are read more often than their size says."""
 TECHNICAL_SHARE = 0.25
 """Most of the tokens that may be documentation and descriptions of software, if there is other text."""
-WORDS = "words"
-"""What is said, asked, shown and written of all sets, as one set of the mix."""
-
-
-def training_texts(split: Split, source: Source) -> dict[str, list[str]]:
-    """Every text of a split by set: conversations and prose; and transcripts, questions, pictures' words and lines."""
-    found: dict[str, list[str]] = {}
-    for item in (*source.conversations(split), *source.texts(split)):
-        found.setdefault(item.id.partition("/")[0] if source.admitted else "text", []).append(item.text)
-    # The same sentence is spoken by many voices, the same picture drawn in many styles.
-    words = dict.fromkeys(
-        [
-            *(item.text for item in source.speech(split)),
-            *("\n".join(filter(None, (item.text, item.answer))) for item in source.questions(split)),
-            *("\n".join([i.label, *i.captions, ", ".join(i.tags)]) for i in source.pictures(split)),
-            *(item.text for item in source.lines(split)),
-        ]
-    )
-    return found | ({WORDS: list(words)} if words else {})
 
 
 def mixed(
@@ -107,9 +89,7 @@ class TextStage(StageBase):
 
     def held_texts(self, split: Split) -> list[str]:
         """What is measured on: conversations; prose where there are none, and words where there is neither."""
-        by_kind = (self.data.conversations(split), self.data.texts(split))
-        prose = next((items for items in by_kind if items), None)
-        return [item.text for item in prose] if prose else training_texts(split, self.data)[WORDS]
+        return list(chain.from_iterable(held_texts(split, self.data).values()))
 
     def documents(self, split: Split) -> list[Document]:
         """Training documents are all texts; held-out ones those of `held_texts`, a whole number of pieces."""

@@ -15,7 +15,7 @@ from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import augment, to_float
 from muomni.data.items import Item, PictureItem, Split
 from muomni.data.usable import Usable
-from muomni.metrics.retrieval import recall_at_1
+from muomni.metrics.retrieval import recall
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS, PAD
 from muomni.train.stage import Figure, StageBase, generator, parent_checkpoint
@@ -151,14 +151,14 @@ class VisionStage(StageBase):
         """R@1 among 64: which caption belongs to a picture of an unseen concept; exact over all distractors."""
         rows = []
         for batch in self.held_out(split):
-            found = self.embeddings(model, batch.to(self.device(model)))[:2]
-            rows.append([side[: batch.n_pairs] for side in found])
+            sides = self.embeddings(model, batch.to(self.device(model)))[:2]
+            rows.append([side[: batch.n_pairs] for side in sides])
         pictures, captions = (torch.cat(part).float().cpu() for part in zip(*rows, strict=True))
-        recall = recall_at_1((pictures @ captions.T).numpy())
+        found = recall((pictures @ captions.T).numpy())
         return [
             Figure(
-                name="picture to caption R@1 of 64", value=recall.value, baseline=recall.chance,
-                baseline_name="chance", better="higher", n=recall.n,
+                name="picture to caption R@1 of 64", value=found.value, baseline=found.chance,
+                baseline_name="chance", better="higher", n=found.n,
             )
         ]  # fmt: skip
 
