@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
-        model, tokenizer, _ = load_model(arguments.run)
+        model, tokenizer, *_ = load_model(arguments.run)
         source = open_source(arguments.data)
     except UserError as error:
         print(f"decode_trained: {error}", file=sys.stderr)

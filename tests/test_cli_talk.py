@@ -230,8 +230,8 @@ def test_a_stop_string_ends_the_answer(run: Callable[..., tuple[int, str, str]],
     stop = whole[4:7]
     _, shown, _ = run("chat", "--text", "who", "--max-new-tokens", 32, "--stop", stop, "--json")
     assert json.loads(shown) | {"timings": 0} == {
-        "text": whole[: whole.index(stop)], "ended": "stop", "truncated": 0, "unheard": 0.0, "audio": None, "seconds": 0.0,
-        "timings": 0,
+        "text": whole[: whole.index(stop)], "ended": "stop", "truncated": 0, "unheard": 0.0, "audio": None,
+        "seconds": 0.0, "timings": 0,
     }  # fmt: skip
 
 

@@ -15,5 +15,5 @@ def nearest(queries: np.ndarray, known: np.ndarray) -> np.ndarray:
             f"queries, known: expected (n, d), (m, d), m > 0; got {queries.shape}, {known.shape}."
         )
     a, b = queries.astype(np.float64), known.astype(np.float64)
-    # |a - b|^2 without |a|^2, which is the same for every known row.
-    return ((b * b).sum(axis=1)[None] - 2.0 * a @ b.T).argmin(axis=1)
+    # -|a - b|^2 without |a|^2, which is the same for every known row.
+    return (2.0 * a @ b.T - (b * b).sum(axis=1)[None]).argmax(axis=1)
