@@ -28,6 +28,9 @@ def test_prediction_is_within_ten_percent_of_a_small_step(
 ) -> None:
     torch.set_num_threads(1)
     run = small_run(name, **changes)
+    if name == "vocoder":
+        # A unit of 16 crops instead of 64: bfloat16 convolutions are slow on a CPU, and crops take the same each.
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, max_seq_len=128))
     assert plan(run).peak(12) == pytest.approx(measured_peak(run, 12), rel=0.1)
 
 
