@@ -255,7 +255,7 @@ def test_ctrl_c_at_the_prompt_ends(talk: Talk) -> None:
 def test_a_prompt_is_for_terminals_and_never_among_the_answers(talk: Talk) -> None:
     code, shown, error = talk("hello\n/help\n", *SHORT, "--json", stdin=Terminal)
     assert code == 0 and len(shown.splitlines()) == 1 and json.loads(shown)
-    assert error.startswith("> > /image PATH") and error.endswith("> ")
+    assert error.startswith("> > /image, /audio") and error.endswith("> ")
     code, piped, error = talk("hello\n", *SHORT)
     assert (code, error) == (0, "") and "> " not in piped.splitlines()[0][:2]
 
