@@ -219,6 +219,10 @@ def _index(parts: Sequence[torch.Tensor], size: int, padding: int) -> torch.Tens
     return index
 
 
+MOST_OPEN = 512
+"""Rows that are filled at the same time; before one more is begun the fullest is closed as it is."""
+
+
 def permutation(n: int, *, seed: int, epoch: int) -> np.ndarray:
     """The order of n items in an epoch; a function of its arguments alone."""
     return np.random.default_rng((seed, epoch)).permutation(n)
@@ -298,21 +302,28 @@ class Order:
 
     def _pack(self, order: list[int]) -> list[list[int]]:
         done: list[list[int]] = []
-        open_rows: list[tuple[list[int], np.ndarray]] = []
-        smallest = self.lengths[:, 0].min()
+        rows: list[list[int]] = []
+        room = np.zeros((MOST_OPEN, len(self.capacity)), np.int64)
+        smallest, nowhere = self.lengths[:, 0].min(), self.capacity[0] + 1
         for item in order:
-            need = self.lengths[item]
-            fitting = [
-                (int(room[0] - need[0]), i) for i, (_, room) in enumerate(open_rows) if (room >= need).all()
-            ]
-            if fitting:
-                row, room = open_rows[min(fitting)[1]]
-            else:
-                row, room = [], self.capacity.copy()
-                open_rows.append((row, room))
-            row.append(item)
-            room -= need
-            if len(row) == self.n_items or room[0] < smallest:
-                done.append(row)
-                open_rows = [entry for entry in open_rows if entry[0] is not row]
-        return done + [row for row, _ in open_rows]
+            left = room[: len(rows)] - self.lengths[item]
+            fits = left[:, 0] >= 0 if left.shape[1] == 1 else (left >= 0).all(axis=1)
+            # The fullest row that holds it; of equal ones the oldest.
+            best = int(np.where(fits, left[:, 0], nowhere).argmin()) if len(rows) else -1
+            if best < 0 or not fits[best]:
+                if len(rows) == MOST_OPEN:
+                    done.append(_close(rows, room, int(room[:, 0].argmin())))
+                best = len(rows)
+                rows.append([])
+                room[best] = self.capacity
+            rows[best].append(item)
+            room[best] -= self.lengths[item]
+            if len(rows[best]) == self.n_items or room[best, 0] < smallest:
+                done.append(_close(rows, room, best))
+        return done + rows
+
+
+def _close(rows: list[list[int]], room: np.ndarray, index: int) -> list[int]:
+    """Take a row out, the order of the others kept."""
+    room[index : len(rows) - 1] = room[index + 1 : len(rows)]
+    return rows.pop(index)
