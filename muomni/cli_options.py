@@ -24,6 +24,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 75
 
 DEFAULT_RUN = Path("out/demo/model")
+SHIPPED_NAME = "nano"
+"""Who talks where there is no model of one's own."""
 STDIN = Path("-")
 """As a path: what standard input gives."""
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -37,7 +39,7 @@ class ModelOptions:
     """The model to talk with."""
 
     run: Path = DEFAULT_RUN
-    """Directory of the trained stages."""
+    """Directory of the trained stages, or a shipped model's name; without the default one: nano."""
     device: str | None = None
     """cpu, cuda or cuda:N; default: cuda where there is one."""
     threads: int = 1
@@ -49,18 +51,18 @@ class ModelOptions:
         """Load it, and tell what was passed over. Raises UserError with the command that trains what is missing."""
         if self.threads < 1:
             raise UserError(f"--threads: expected at least 1, got {self.threads}.")
-        if self.run == DEFAULT_RUN and not self.run.is_dir():
-            raise UserError(
-                f"{self.run}: no trained model is there; run `make demo`, or give one with --run."
-            )
         if (self.run / "model").is_dir() and not (self.run / "text").is_dir():
             raise UserError(f"{self.run}: holds no trained stages; did you mean --run {self.run / 'model'}?")
+        run = self.run
+        if run == DEFAULT_RUN and not run.exists():
+            run = Path(SHIPPED_NAME)
+            tell(f"note: no model of yours is at {DEFAULT_RUN}; this is {SHIPPED_NAME}, which comes with muomni.")
         import torch
 
         import muomni
 
         torch.set_num_threads(self.threads)
-        session = muomni.load(self.run, device=self._device(), weights="int8" if self.int8 else "float32")
+        session = muomni.load(run, device=self._device(), weights="int8" if self.int8 else "float32")
         if self.int8 and session.engine.unpacked:
             raise UserError(f"--int8: cannot be used here: {session.engine.unpacked}; leave it out.")
         for note in session.notes:

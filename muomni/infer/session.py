@@ -16,7 +16,7 @@ from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.data.wordings import SAY, wordings
-from muomni.infer import hub, pretrained
+from muomni.infer import hub, pretrained, shipped
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine
 from muomni.infer.history import Trained
@@ -38,7 +38,7 @@ CHARACTERS_A_FRAME = 0.75
 
 
 def load(
-    root: Path | str,
+    path_or_name: Path | str,
     *,
     device: str | torch.device | None = None,
     weights: Weights = "float32",
@@ -46,14 +46,15 @@ def load(
 ) -> Session:
     """The model a run's stages make up, or the finished one that `Session.save_pretrained` wrote, ready to talk.
 
-    root: the directory holding tokenizer.json and one directory a stage, or the finished model's.
+    path_or_name: the directory holding tokenizer.json and one directory a stage, or the finished model's; or the name
+    of a model that comes with the package: "nano".
     device: where to run; by default CUDA when there is one, otherwise the CPU.
     weights, n_rows: as in `Engine`.
     Raises CheckpointError (a stage that is missing, unfinished, corrupt or of another size; a file of a finished model
     that is missing or damaged), TokenizerError.
     """
     chosen = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    root = Path(root)
+    root = shipped.find(path_or_name)
     loaded = pretrained.load(root) if pretrained.is_pretrained(root) else load_model(root)
     engine = Engine(
         loaded.model.to(chosen), n_ids=loaded.tokenizer.vocab_size, n_rows=n_rows, weights=weights

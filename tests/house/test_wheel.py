@@ -1,4 +1,4 @@
-"""The wheel holds the two packages, the extension and the embedded data, and nothing else."""
+"""The wheel holds the two packages, the extension and the embedded data, the shipped models, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def expected_files(tree: Path) -> set[str]:
-    """Names in the wheel of every source file and every embedded file of the tree."""
+    """Names in the wheel of every source, embedded and shipped file of the tree."""
     sources = {str(path.relative_to(tree)) for path in (tree / "muomni").rglob("*.py")}
     kernels = {str(path.relative_to(tree / "kernels")) for path in (tree / "kernels").rglob("*.py")}
     embedded = {str(path.relative_to(tree)) for path in (tree / "muomni/data/embedded").iterdir()}
-    return sources | kernels | embedded | {"muomni_kernels/dispatch.json"}
+    shipped = {str(path.relative_to(tree)) for path in (tree / "muomni/shipped").glob("*/*")}
+    assert shipped, "a model comes with the package"
+    return sources | kernels | embedded | shipped | {"muomni_kernels/dispatch.json"}
 
 
 def test_wheel_holds_the_packages_the_extension_and_the_data_only(distributions: Distributions) -> None:
