@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,9 +113,11 @@ def contenders(
     wanted = PlainDecoder(thinker, ids).decode(4) if case.size != "base" or case.batch == 1 else None
 
     def packed(weights: Any) -> Decode:
-        if reason := thinker.pack(n_positions=N_PROMPT + N_NEW + 2, weights=weights):
+        # A copy: packing drops what was packed before.
+        own = copy.deepcopy(thinker)
+        if reason := own.pack(n_positions=N_PROMPT + N_NEW + 2, weights=weights):
             raise NotRun(reason)
-        return ours(thinker, ids, graph=False)
+        return ours(own, ids, graph=False)
 
     def half(make: Callable[[Thinker], Decode]) -> Decode:
         own = Thinker(cfg).eval().to(device, torch.bfloat16)

@@ -56,7 +56,9 @@ class ModelOptions:
         run = self.run
         if run == DEFAULT_RUN and not run.exists():
             run = Path(SHIPPED_NAME)
-            tell(f"note: no model of yours is at {DEFAULT_RUN}; this is {SHIPPED_NAME}, which comes with muomni.")
+            tell(
+                f"note: no model of yours is at {DEFAULT_RUN}; this is {SHIPPED_NAME}, which comes with muomni."
+            )
         import torch
 
         import muomni

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's business.
+settings.register_profile("muomni", deadline=None)
+settings.load_profile("muomni")
 
 if TYPE_CHECKING:
     from muomni.config import ModelConfig

@@ -85,9 +85,21 @@ class StreamDecoder:
         """The text that this id completes, possibly empty."""
         return self._utf8.decode(self._token_bytes[token])
 
+    @property
+    def whole(self) -> bool:
+        """Nothing is left incomplete."""
+        return not self._utf8.getstate()[0]
+
     def finish(self) -> str:
         """What was left incomplete, as U+FFFD."""
         return self._utf8.decode(b"", final=True)
+
+
+def broken(utf8: bytes) -> bool:
+    """Whether bytes end within a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(utf8)
+    return bool(decoder.getstate()[0])
 
 
 def _byte_of_character() -> dict[str, int]:

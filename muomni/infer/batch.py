@@ -101,11 +101,16 @@ class Batch:
         hidden: (d_model,) state of its last position; place: rotary position of the first token; room: positions that
         are left.
         """
+        self.vacate(row)
         first = self._decoder.begin(row, hidden, place, sampling=sampling, seed=seed)
         ticket = Ticket(self, row, first, n_left=max_new_tokens, room=room)
         if ticket.ended is None:
             self._going.append(ticket)
         return ticket
+
+    def vacate(self, row: int) -> None:
+        """Write no more of whatever is being written in a row, which has one writer at a time."""
+        self._going = [ticket for ticket in self._going if ticket.row != row]
 
     def leave(self, ticket: Ticket) -> None:
         """Write no more of an answer."""

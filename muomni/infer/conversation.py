@@ -33,27 +33,34 @@ class Conversation:
         self.config, self._max_positions = config, max_positions
         self.turns: list[Said] = []
 
-    def ask(self, said: Said, *, reserve: int) -> int:
-        """Add the user's turn and forget the oldest turns until it and `reserve` tokens of answer fit.
+    def check(self, turn: Turn) -> None:
+        """Whether a turn alone leaves room for an answer.
 
-        Returns how many were forgotten. A turn that is long itself leaves its answer less than `reserve`.
-        Raises TokenBudgetError when not even one token of answer fits, or a film takes more time than there are rotary
-        positions; the conversation is then unchanged.
+        Raises TokenBudgetError when not even one token of it fits, or when the turn's films take more time than there
+        are rotary positions.
         """
         # One answered token and its EOS are the least a turn is worth.
-        alone = self._length([said]) + 2
+        alone = self._length([turn]) + 2
         if alone > self.config.max_seq_len:
-            n_image, n_audio = said.turn.n_pictures * self.config.vision.n_image_tokens, said.turn.n_audio
+            n_image, n_audio = turn.n_pictures * self.config.vision.n_image_tokens, turn.n_audio
             raise TokenBudgetError(
                 f"sequence: {alone - n_image - n_audio} text + {n_image} image + {n_audio} audio tokens "
                 f"= {alone}, at most {self.config.max_seq_len} fit; "
                 f"remove {alone - self.config.max_seq_len} tokens."
             )
-        if (place := self._place([said]) + 2) > self._max_positions:
+        if (place := self._place([turn]) + 2) > self._max_positions:
             raise TokenBudgetError(
                 f"sequence: its films take it to position {place}, there are {self._max_positions} "
                 f"({self._max_positions / self.config.frame_rate:.0f} s); give a shorter film."
             )
+
+    def ask(self, said: Said, *, reserve: int) -> int:
+        """Add the user's turn and forget the oldest turns until it and `reserve` tokens of answer fit.
+
+        Returns how many were forgotten. A turn that is long itself leaves its answer less than `reserve`.
+        Raises TokenBudgetError as `check` does; the conversation is then unchanged.
+        """
+        self.check(said.turn)
         kept = [*self.turns, said]
         while len(kept) > 1 and not self._fits(kept, reserve + 1):
             del kept[0]
@@ -83,19 +90,18 @@ class Conversation:
             max_seq_len=self.config.max_seq_len,
         )
 
-    def _fits(self, turns: list[Said], n_more: int) -> bool:
+    def _fits(self, kept: list[Said], n_more: int) -> bool:
+        turns = [said.turn for said in kept]
         return (
             self._length(turns) + n_more <= self.config.max_seq_len
             and self._place(turns) + n_more <= self._max_positions
         )
 
-    def _length(self, turns: list[Said]) -> int:
-        return length([s.turn for s in turns], self.config.vision.n_image_tokens)
+    def _length(self, turns: list[Turn]) -> int:
+        return length(turns, self.config.vision.n_image_tokens)
 
-    def _place(self, turns: list[Said]) -> int:
+    def _place(self, turns: list[Turn]) -> int:
         """The rotary position behind the turns."""
         # Rendered without a limit: only the positions are asked for.
-        document = render(
-            [s.turn for s in turns], n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=1 << 40
-        )
+        document = render(turns, n_image_tokens=self.config.vision.n_image_tokens, max_seq_len=1 << 40)
         return int(document.positions.max()) + 1

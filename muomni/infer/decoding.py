@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
 
 class TextDecoder:
-    """A row is one sequence, and what it gives on a CPU is what it gives alone, bit for bit.
+    """A row is one sequence, and what it gives by the C++ step is what it gives alone, bit for bit.
 
     With `record` the forward pass of a step is recorded for the first 1, 2, 4 ... rows and replayed: those that are not
     meant are computed too, and left as they are.

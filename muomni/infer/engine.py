@@ -25,7 +25,10 @@ POSITIONS_A_TOKEN = 32
 
 
 class Engine:
-    """One OmniModel in eval mode, without gradients, for several conversations at once."""
+    """One OmniModel in eval mode, without gradients, for several conversations at once, all in one thread.
+
+    A model has one engine: the next one packs its weights anew.
+    """
 
     def __init__(
         self,
@@ -58,11 +61,18 @@ class Engine:
     def _pack(self, weights: Weights) -> str | None:
         config, talker = self.config, self.model.talker
         n_frames = config.max_audio_tokens + config.talker.delay
-        return (
-            self.model.thinker.pack(weights=weights, n_positions=self.max_positions)
-            or talker.stack.pack(weights=weights, n_positions=n_frames)
-            or talker.depth.stack.pack(weights=weights)
+        reasons = (
+            self.model.thinker.pack(weights=weights, n_positions=self.max_positions),
+            talker.stack.pack(weights=weights, n_positions=n_frames),
+            talker.depth.stack.pack(weights=weights),
         )
+        return next((reason for reason in reasons if reason), None)
+
+    def vacate(self, row: int | None) -> None:
+        """Whatever was being written in a row is given up, and the row empty. None: nothing."""
+        if row is not None:
+            self.batch.vacate(row)
+            self.decoder.cut(row, 0)
 
     def _forbidden(self, n_ids: int) -> list[int]:
         """Ids that are never written: control tokens but EOS, and entries beyond the tokenizer's."""

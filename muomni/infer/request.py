@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from muomni.errors import UserError
 from muomni.infer.sampling import Sampling
@@ -27,7 +28,7 @@ class TurnSettings:
     """Say the answer too."""
     max_new_tokens: int = 96
     """Longest answer."""
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     """Strings that end the text, and are no part of it."""
     temperature: float = 0.0
     """Of the text; this and the next four as in `Sampling`."""
@@ -44,9 +45,19 @@ class TurnSettings:
 
     def __post_init__(self) -> None:
         """Reject what cannot be. Raises RequestError, SamplingError."""
+        for name in ("max_new_tokens", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise RequestError(f"{name}: expected a whole number, got {value!r}.")
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}.")
+        if not all(isinstance(stop, str) for stop in self._stops):
+            raise RequestError(f"stop: expected a string or several, got {self.stop!r}.")
         _ = self.writing, self.speaking
+
+    @property
+    def _stops(self) -> Sequence[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or ()
 
     @property
     def writing(self) -> Sampling:
@@ -64,4 +75,4 @@ class TurnSettings:
     @property
     def stops(self) -> Stops:
         """What ends the text."""
-        return Stops([self.stop] if isinstance(self.stop, str) else self.stop)
+        return Stops(self._stops)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from muomni.errors import UserError
+
+LEAST_TEMPERATURE = 1e-4
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 """2^64 over the golden ratio, as int64."""
@@ -36,10 +39,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Reject values outside their range."""
-        if not 0.0 <= self.temperature < float("inf"):
-            raise SamplingError(f"temperature: expected 0 or more, got {self.temperature}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise SamplingError(f"top_k: expected at least 1, got {self.top_k}.")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (value is None and name in ("top_p", "min_p")):
+                raise SamplingError(f"{name}: expected a number, got {value!r}.")
+        # Less is greedy in all but name, and float32 soon takes it for 0.
+        if self.temperature and not LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise SamplingError(
+                f"temperature: expected 0, or at least {LEAST_TEMPERATURE:g}, got {self.temperature}."
+            )
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 1):
+            raise SamplingError(f"top_k: expected a whole number of at least 1, got {self.top_k!r}.")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise SamplingError(f"top_p: expected a number in (0, 1], got {self.top_p}.")
         if self.min_p is not None and not 0.0 < self.min_p <= 1.0:
@@ -179,6 +189,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def _on_host(seed: int) -> int:
     """Any integer as int64, spread so that neighbouring seeds share nothing."""
+    seed = int(seed)
     return int(_mix(torch.tensor((seed + (1 << 63)) % (1 << 64) - (1 << 63)) * 1))
 
 

@@ -30,7 +30,7 @@ from muomni.infer.rows import Lease
 from muomni.infer.sampling import Sampling
 from muomni.infer.speech import SpeechStream, pieces
 from muomni.infer.stream import Audio, Reply
-from muomni.infer.turn import Begun, TurnStream
+from muomni.infer.turn import Answering, Begun, TurnStream
 from muomni.models.thinker import Weights
 
 CHARACTERS_A_FRAME = 0.75
@@ -59,7 +59,10 @@ def load(
     engine = Engine(
         loaded.model.to(chosen), n_ids=loaded.tokenizer.vocab_size, n_rows=n_rows, weights=weights
     )
-    return Session(engine, loaded.tokenizer, notes=loaded.notes, history=loaded.history)
+    notes = loaded.notes
+    if weights == "int8" and engine.unpacked:
+        notes = (*notes, f"weights: int8 is not used everywhere: {engine.unpacked}.")
+    return Session(engine, loaded.tokenizer, notes=notes, history=loaded.history)
 
 
 def from_pretrained(
@@ -84,7 +87,7 @@ def from_pretrained(
 
 
 class Session:
-    """One conversation with one model. Not for use from several threads at once."""
+    """One conversation with one model. It and all others with that model are for one thread."""
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class Session:
         self.config = engine.config
         self._lease = Lease()
         self._conversation = Conversation(self.config, max_positions=engine.max_positions)
-        self._current: TurnStream | None = None
+        self._current: Answering | None = None
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -109,7 +112,10 @@ class Session:
             self.engine.decoder.cut(self._lease.row, 0)
 
     def another(self) -> Session:
-        """A conversation of its own with the same model; answers that go on at the same time share its steps."""
+        """A conversation of its own with the same model; answers that go on at the same time share its steps.
+
+        All conversations of one model belong to one thread: they take turns there, chunk by chunk.
+        """
         return Session(self.engine, self.tokenizer, history=self.history)
 
     def save_pretrained(
@@ -188,24 +194,35 @@ class Session:
         voice = self._voice(how.voice)
         said = self._read(text, _listed(image), _listed(audio), _listed(video))
         self._settle()
-        begun = self._begin(said, how, started)
-        speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
-        self._current = TurnStream(self.engine, self.tokenizer, begun, stops=how.stops, speech=speech)
-        return self._current
+        turns, begun = self._conversation.turns, False
+        try:
+            answer = self._begin(said, how, started)
+            speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
+            self._current = Answering(self.engine, self.tokenizer, answer, stops=how.stops, speech=speech)
+            begun = True
+        finally:
+            if not begun:
+                # As if nothing had been asked.
+                self._conversation.turns = turns
+                self.engine.vacate(self._lease.row)
+        return TurnStream(self._current)
 
     def describe(
         self, image: Picture | None = None, *, video: FilmSource | None = None, max_new_tokens: int = 96
     ) -> str:
         """A sentence about a picture or a film, asked for as in training. The conversation is not touched.
 
-        Raises RequestError for none or both of them, MediaError, TokenBudgetError.
+        Raises RequestError for none or both of them, MediaError, TokenBudgetError, and BusyError as `chat` does.
         """
         if (image is None) == (video is None):
             raise RequestError("describe: give an image or a video, one of them.")
         return self._asked(wordings("caption", "train")[0], max_new_tokens, image=image, video=video)
 
     def read(self, image: Picture, *, max_new_tokens: int = 96) -> str:
-        """The words in a picture, as well as it was trained to. The conversation is not touched. Raises MediaError."""
+        """The words in a picture, as well as it was trained to. The conversation is not touched.
+
+        Raises MediaError, and BusyError as `chat` does.
+        """
         return self._asked(wordings("read", "train")[0], max_new_tokens, image=image)
 
     def transcribe(self, audio: Clip) -> str:
@@ -308,12 +325,15 @@ class Session:
         ids = self.tokenizer.encode(text) if text else []
         if not (ids or pictures or clips or films):
             raise RequestError("turn: nothing was said; give text, image, audio or video.")
+        # Before anything is read: so many pictures never fit, whatever is in them.
+        self._conversation.check(Turn(text=ids, n_images=len(pictures), clips=[1] * len(clips)))
         images = [read_picture(picture, self.config) for picture in pictures]
         frames = [read_clip(clip, self.config) for clip in clips]
         seen = [read_film(film, self.config) for film in films]
         turn = Turn(
             text=ids, n_images=len(images), clips=[len(f) for f in frames], films=[one.film for one in seen]
         )
+        self._conversation.check(turn)
         unheard = sum(one.unheard for one in seen)
         if unheard:
             heard = self.config.max_audio_samples / self.config.mel.sample_rate
@@ -335,6 +355,7 @@ class Session:
         """Write the last turn's answer into the conversation, whether its stream was used up or not."""
         if self._current is not None:
             self._current.close()
+            self._current.settled = True
             self._conversation.answer(self._current.ids)
             if self._lease.row is not None:
                 # Tokens that were written and not asked for, or not heard.
@@ -356,10 +377,18 @@ class Session:
         known = int(decoder.cache.used[row])
         embeds = self.engine.embed(document, images, clips)
         hidden = decoder.prefill(row, embeds[known:], document.positions[known:])
+        place = int(document.positions[-1].max()) + 1
+        # The EOS behind the answer needs a place too.
+        room = min(self.config.max_seq_len - len(document), self.engine.max_positions - place) - 1
         ticket = self.engine.batch.join(
-            row, hidden[-1], int(document.positions[-1].max()) + 1, sampling=how.writing, seed=how.seed,
-            max_new_tokens=how.max_new_tokens, room=self.config.max_seq_len - len(document) - 1,
-        )  # fmt: skip
+            row,
+            hidden[-1],
+            place,
+            sampling=how.writing,
+            seed=how.seed,
+            max_new_tokens=how.max_new_tokens,
+            room=room,
+        )
         return Begun(
             ticket=ticket, lease=self._lease, length=len(document), truncated=forgotten, started=started,
             unheard=said.unheard,

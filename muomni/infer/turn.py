@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from muomni.data.text import Tokenizer
+from muomni.data.text import Tokenizer, broken
 from muomni.infer.batch import Ticket, Written
 from muomni.infer.engine import Engine
 from muomni.infer.lane import NO_SAMPLES, Lane
@@ -41,8 +42,49 @@ class TurnStream(Iterator[Chunk]):
     """Chunks of one turn; `reply` holds the whole of it once they are used up.
 
     Speech follows a few characters behind the text that is being decoded, until all of it is said or the utterance is
-    full.
+    full. A stream that nobody holds any more is closed.
     """
+
+    def __init__(self, turn: Answering) -> None:
+        """turn: begun by a session, which asks it how far it came."""
+        self._turn = turn
+        # Not what is referred to in a circle, so it goes as soon as nobody holds it.
+        weakref.finalize(self, turn.close).atexit = False
+
+    def __next__(self) -> Chunk:
+        """The next piece of text or sound."""
+        return self._turn.next()
+
+    @property
+    def ids(self) -> list[int]:
+        """Answer tokens so far, all of them in the cache."""
+        return self._turn.ids
+
+    @property
+    def reply(self) -> Reply:
+        """The whole turn, or what was used of it before `close`.
+
+        Raises RuntimeError while it is still going on.
+        """
+        return self._turn.reply
+
+    def close(self) -> None:
+        """Stop here: what was given out so far is what the conversation remembers."""
+        self._turn.close()
+
+    def stop(self, played_seconds: float | None = None) -> Reply:
+        """Somebody spoke: stop here, and remember no more than was heard.
+
+        played_seconds: how much of the speech was played; the words begun by then are kept, in the conversation and in
+        the reply. None: all that was given out.
+        Raises RequestError for seconds that are none or of a turn without speech (it then goes on), and for seconds when
+        the conversation has gone on since.
+        """
+        return self._turn.stop(played_seconds)
+
+
+class Answering:
+    """A turn while it is answered, and what came of it. It holds the row and the lane until `close`."""
 
     def __init__(
         self,
@@ -62,8 +104,11 @@ class TurnStream(Iterator[Chunk]):
         self._text: list[str] = []
         self._pcm: list[np.ndarray] = []
         self._ended: Ended = "interrupted"
+        self._n_samples: int | None = None
         self._chunks = self._generate()
         self._done = False
+        self.settled = False
+        """The conversation has taken it over: it cannot be cut any more."""
         begun.lease.busy = True
 
     @property
@@ -71,13 +116,14 @@ class TurnStream(Iterator[Chunk]):
         """Positions of the cache, the answer's included, that belong to the conversation."""
         return self._begun.length + len(self.ids)
 
-    def __next__(self) -> Chunk:
-        """The next piece of text or sound."""
+    def next(self) -> Chunk:
+        """The next piece of text or sound. Raises StopIteration at the end; whatever is raised, the turn is closed."""
+        chunk = None
         try:
             chunk = next(self._chunks)
-        except StopIteration:
-            self.close()
-            raise
+        finally:
+            if chunk is None:
+                self.close()
         self._text.append(chunk.text)
         self._pcm.append(chunk.pcm)
         return chunk
@@ -93,14 +139,12 @@ class TurnStream(Iterator[Chunk]):
             self._lane = None
         self._begun.lease.busy = False
         self._done = True
+        self._timings.total = self._timings.total or time.perf_counter() - self._begun.started
 
-    def stop(self, played_seconds: float | None = None) -> Reply:
-        """Somebody spoke: stop here, and remember no more than was heard.
-
-        played_seconds: how much of the speech was played; the words begun by then are kept, in the conversation and in
-        the reply. None: all that was given out.
-        Raises RequestError for seconds that are none, or of a turn without speech; the turn then goes on.
-        """
+    def stop(self, played_seconds: float | None) -> Reply:
+        """As `TurnStream.stop`."""
+        if self.settled and played_seconds is not None:
+            raise RequestError("stop: the conversation has gone on; stop a turn before the next one begins.")
         if played_seconds is not None:
             if self._speech is None:
                 raise RequestError("stop: this turn is not spoken; leave played_seconds out.")
@@ -117,14 +161,17 @@ class TurnStream(Iterator[Chunk]):
         waveform = np.concatenate([NO_SAMPLES, *self._pcm])
         if n_samples >= len(waveform) and self._ended != "interrupted":
             return
-        n_bytes, kept = speech.heard(math.ceil(n_samples / config.samples_per_frame)), 0
-        for token in self.ids:
-            if n_bytes <= 0:
-                break
-            n_bytes -= len(self._tokenizer.spell(token))
+        n_bytes, heard = speech.heard(math.ceil(n_samples / config.samples_per_frame)), b""
+        kept = 0
+        # A character that is begun is kept whole, or not at all.
+        while kept < len(self.ids) and (len(heard) < n_bytes or broken(heard)):
+            heard += self._tokenizer.spell(self.ids[kept])
             kept += 1
+        while kept and broken(b"".join(map(self._tokenizer.spell, self.ids[:kept]))):
+            kept -= 1
         self.ids = self.ids[:kept]
         self._text, self._pcm = [self._tokenizer.decode(self.ids)], [waveform[:n_samples]]
+        self._n_samples = n_samples
         self._ended = "interrupted"
 
     @property
@@ -138,6 +185,8 @@ class TurnStream(Iterator[Chunk]):
         config, codes = self._engine.config, self._speech.codes if self._speech is not None else None
         audio = Audio(np.concatenate([NO_SAMPLES, *self._pcm]), config.mel.sample_rate)
         codes = np.zeros((config.codec.n_codebooks, 0), np.int64) if codes is None else codes
+        if self._n_samples is not None:
+            codes = codes[:, : math.ceil(self._n_samples / config.samples_per_frame)]
         self._timings.audio_seconds, self._timings.n_frames = audio.seconds, codes.shape[1]
         return Reply(
             text="".join(self._text),
@@ -152,25 +201,29 @@ class TurnStream(Iterator[Chunk]):
 
     def _generate(self) -> Generator[Chunk, None, None]:
         ticket, times, decoder = self._begun.ticket, self._timings, self._tokenizer.stream()
-        held: deque[tuple[Written, int]] = deque()
+        # Tokens with how many characters there are once theirs are whole; None while that is not known.
+        held: deque[tuple[Written, int | None]] = deque()
         n_written = n_given = 0
         while not self._stops.met:
             began = time.perf_counter()
             written = next(ticket, None)
             times.decode += time.perf_counter() - began
+            piece = decoder.finish() if written is None else decoder.push(written.token)
+            n_written += len(piece)
+            if written is not None:
+                held.append((written, None))
+                times.n_tokens += 1
+            if written is None or decoder.whole:
+                held = deque((token, n_written if n is None else n) for token, n in held)
             # A stop string may end in the middle of what has already been asked for.
-            text = self._stops.push(decoder.finish() if written is None else decoder.push(written.token))
+            text = self._stops.push(piece)
             if written is None:
                 text += self._stops.finish()
-            else:
-                n_written += len(self._tokenizer.spell(written.token))
-                held.append((written, n_written))
-                times.n_tokens += 1
-            n_given += len(text.encode("utf-8"))
+            n_given += len(text)
             if text and not times.first_text:
                 times.first_text = time.perf_counter() - self._begun.started
             # Without stop strings nothing is kept back, half a character neither.
-            while held and (held[0][1] <= n_given or not self._stops.strings or written is None):
+            while held and (not self._stops.strings or (held[0][1] is not None and held[0][1] <= n_given)):
                 self._take(held.popleft()[0])
             if text:
                 yield Chunk(text, NO_SAMPLES)

@@ -1,5 +1,6 @@
 """Films in a turn: what is seen and heard when decides the answer; what does not fit is said."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from muomni.data.media import MediaError
 from muomni.data.template import Film, Turn, render
 from muomni.infer.inputs import read_clip, read_film, read_picture
 from muomni.infer.request import RequestError
-from muomni.infer.session import Session
+from muomni.infer.session import Session, load
 
 
 def _frames(n: int, seed: int = 0) -> list[np.ndarray]:
@@ -46,9 +47,18 @@ def _video(**changes: Any) -> Video:
     )
 
 
+@pytest.fixture(params=[1, 5])
+def grids(request: pytest.FixtureRequest, write_run: Any, small_config: Any, tmp_path: Path) -> Session:
+    """A conversation whose pictures are one position each, or five with rows and columns of their own."""
+    vision = dataclasses.replace(small_config().vision, n_image_tokens=request.param)
+    write_run(tmp_path, vision=vision)
+    return load(tmp_path, device="cpu")
+
+
 @torch.no_grad()
-def test_a_turn_is_its_document_by_the_full_forward(session: Session) -> None:
+def test_a_turn_is_its_document_by_the_full_forward(grids: Session) -> None:
     """Pictures before frames, clips before sound, each on its slot: against the packed forward of training."""
+    session, n_image_tokens = grids, grids.config.vision.n_image_tokens
     picture, clip, video = _frames(1, 7)[0], _sound(0.4, 8), _video()
     stated = _state(session, image=picture, audio=clip, video=[video, _video(frames=_frames(3, 5))])
     config, model = session.config, session.engine.model
@@ -56,8 +66,11 @@ def test_a_turn_is_its_document_by_the_full_forward(session: Session) -> None:
     film = Film(frames=[2, 10, 18], n_audio=20, n_steps=20)
     ids = session.tokenizer.encode("the cat")
     document = render(
-        [Turn(text=ids, n_images=1, clips=[5], films=[film, film])], n_image_tokens=1, max_seq_len=1_024
-    )
+        [Turn(text=ids, n_images=1, clips=[5], films=[film, film])], n_image_tokens=n_image_tokens,
+        max_seq_len=1_024,
+    )  # fmt: skip
+    time, height, width = document.positions.T
+    assert bool((time != height).any() and (height != width).any()) == (n_image_tokens > 1)
     embeds = model.thinker.embed(document.input_ids)
     pictures = [read_picture(p, config) for p in [picture, *_frames(3), *_frames(3, 5)]]
     embeds[document.image_slots] = model.vision_projector(model.vision(torch.cat(pictures))).flatten(0, 1)
