@@ -77,8 +77,8 @@ class TurnStream(Iterator[Chunk]):
 
         played_seconds: how much of the speech was played; the words begun by then are kept, in the conversation and in
         the reply. None: all that was given out.
-        Raises RequestError for seconds that are none or of a turn without speech (it then goes on), and for seconds when
-        the conversation has gone on since.
+        Raises RequestError for seconds that are none or of a turn without speech (it then goes on), and for seconds
+        when the conversation has gone on since.
         """
         return self._turn.stop(played_seconds)
 
