@@ -118,11 +118,12 @@ class Answering:
 
     def next(self) -> Chunk:
         """The next piece of text or sound. Raises StopIteration at the end; whatever is raised, the turn is closed."""
-        chunk = None
+        given = False
         try:
             chunk = next(self._chunks)
+            given = True
         finally:
-            if chunk is None:
+            if not given:
                 self.close()
         self._text.append(chunk.text)
         self._pcm.append(chunk.pcm)
