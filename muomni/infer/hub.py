@@ -47,7 +47,8 @@ def download(repo_id: str, *, revision: str | None = None, local_files_only: boo
         )
     except _errors(hub) as error:
         raise HubError(
-            f"{repo_id}: cannot be fetched ({_line(error)}); check the name and the network."
+            f"{repo_id}: is no directory here and cannot be fetched from the hub ({_line(error)}); check the name and "
+            "the network."
         ) from None
     return Path(path)
 

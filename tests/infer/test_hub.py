@@ -137,6 +137,14 @@ def test_what_goes_wrong_on_the_way_is_one_line(session: Session, fake: FakeHub,
         assert "\n" not in str(caught.value)
 
 
+def test_a_path_with_a_typing_error_is_told_to_be_no_directory_here(fake: FakeHub) -> None:
+    fake.problem = HubHTTPError("404 no such repository")
+    with pytest.raises(
+        hub.HubError, match=r"out/modle: is no directory here and cannot be fetched from the hub"
+    ):
+        muomni.from_pretrained("out/modle")
+
+
 def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(hub.HubError, match=r"pip install 'muomni\[hub\]'"):
