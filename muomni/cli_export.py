@@ -35,7 +35,7 @@ def export(
         private: Make a repository that is not there yet a private one.
     """
     import muomni
-    from muomni.infer import hub
+    from muomni.infer import hub, pretrained
     from muomni.infer.model_card import Card, read_figures
 
     if push is not None:
@@ -43,13 +43,12 @@ def export(
     card = Card(license=license, languages=language, figures=read_figures(figures) if figures else ())
     session = muomni.load(run, device="cpu")
     session.save_pretrained(out, dtype=dtype, card=card)
-    for path in sorted(out.iterdir()):
+    for path in (out / name for name in sorted(pretrained.FILES)):
         print(f"{path}: {path.stat().st_size:,} bytes")
     if onnx:
         from muomni.export.onnx import export_onnx
-        from muomni.infer.pretrained import ONNX
 
-        done = export_onnx(session, out / ONNX)
+        done = export_onnx(session, out / pretrained.ONNX)
         for path in done.files:
             print(f"{path}: {path.stat().st_size:,} bytes")
         for note in done.notes:

@@ -20,11 +20,12 @@ from torch import nn
 from muomni.data.audio import CTC_SYMBOLS
 from muomni.errors import UserError
 from muomni.export.graphs import AudioGraph, CodecDecoderGraph, VisionGraph, VocoderGraph
+from muomni.infer.pretrained import ONNX_PARTS
 from muomni.infer.session import Session
 from muomni.models.vocoder import Vocoder
 
 OPSET = 18
-PARTS: tuple[str, ...] = ("vision", "audio", "codec_decoder", "vocoder")
+PARTS: tuple[str, ...] = ONNX_PARTS
 """Of which there are files."""
 N_EXAMPLE = 5
 """Rows of the inputs that are traced; no length is kept in the graph."""

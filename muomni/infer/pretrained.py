@@ -1,15 +1,21 @@
-"""A finished model as one directory: written whole or not at all, verified before it is read, no code and no pickle.
+"""A finished model as one directory: read whole or not at all, verified before that, no code and no pickle.
 
     DIR/{model.safetensors, config.json, tokenizer.json, README.md, MANIFEST.json}
 
-A folder `onnx` beside them is not looked at.
+A folder `onnx` beside them is not looked at, nor is what is hidden: DIR may be a clone. A save writes new files into
+DIR/.saving-X, then moves them one by one to their places and the old ones to DIR/.saving-X-old, the manifest last.
+- An error on the way: all moves are undone.
+- A kill before the first of these moves leaves the old model, after the last the new one. Between them DIR holds files
+  of both, which no manifest vouches for: `load` refuses it, and the old files and the new ones are all still there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +49,10 @@ WEIGHTS, CONFIG, TOKENIZER, README, ONNX = (
     "onnx",
 )
 FILES: tuple[str, ...] = (WEIGHTS, CONFIG, TOKENIZER, README, MANIFEST)
+ONNX_PARTS = ("vision", "audio", "codec_decoder", "vocoder")
+"""What an export writes into `onnx`, each as NAME.onnx: made from the weights, so it goes with them."""
+SAVING = ".saving-"
+"""How the folders of a save that goes on, or was killed, begin."""
 REMEDY = "save it or download it again"
 
 Stored = Literal["float32", "float16"]
@@ -60,14 +70,16 @@ class Finished:
 
 def is_pretrained(directory: Path) -> bool:
     """Whether a directory is, or was meant to be, of this format and not a run's."""
-    return (directory / CONFIG).is_file() or (directory / WEIGHTS).is_file()
+    begun = any((directory / name).is_file() for name in (CONFIG, WEIGHTS))
+    return begun or any(directory.glob(f"{SAVING}*"))
 
 
 def save(finished: Finished, directory: Path, *, dtype: Stored = "float32", card: Card | None = None) -> Path:
-    """Write a model's directory aside, sync it, and put it in its place.
+    """Write a model's files aside, sync them, and move them to their places: see above for what a kill leaves.
 
-    A model's directory that is there is replaced. dtype: of the weights in the file; they are loaded as float32. A
-    tensor that float16 cannot hold stays float32.
+    Those of a model that is there are replaced, and parts exported from it to `onnx` removed; hidden files and all
+    else in `onnx` stay. dtype: of the weights in the file; they are loaded as float32. A tensor that float16 cannot
+    hold stays float32.
     Raises CheckpointError for another dtype, and for a directory that holds anything else.
     """
     if dtype not in STORED:
@@ -80,28 +92,58 @@ def save(finished: Finished, directory: Path, *, dtype: Stored = "float32", card
         "model": to_dict(finished.model.config), "stages": to_plain(history),
     }  # fmt: skip
     text = card_text(finished.model.config, history, card or Card(), vocoder=config["vocoder"], dtype=dtype)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (directory.with_name(f".{directory.name}.{what}-{os.getpid()}") for what in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
+    # What a link points to may not be there yet.
+    place = Path(os.path.realpath(directory))
+    is_new = not place.exists()
+    place.mkdir(parents=True, exist_ok=True)
     try:
-        new.mkdir()
-        state = {name: _stored(value, STORED[dtype]) for name, value in finished.model.state_dict().items()}
-        save_weights(state, new / WEIGHTS)
-        (new / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        finished.tokenizer.save(new / TOKENIZER)
-        (new / README).write_text(text, encoding="utf-8")
-        write_manifest(new)
-        for file in new.iterdir():
-            files.sync(file)
-        files.sync(new)
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-        files.sync(directory.parent)
+        with tempfile.TemporaryDirectory(prefix=SAVING, dir=place, ignore_cleanup_errors=True) as folder:
+            new = Path(folder)
+            state = {
+                name: _stored(value, STORED[dtype]) for name, value in finished.model.state_dict().items()
+            }
+            save_weights(state, new / WEIGHTS)
+            (new / CONFIG).write_text(
+                json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            finished.tokenizer.save(new / TOKENIZER)
+            (new / README).write_text(text, encoding="utf-8")
+            write_manifest(new)
+            for file in new.iterdir():
+                files.sync(file)
+            files.sync(new)
+            _exchange(new, place)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        if is_new:
+            # Of a save that failed it is empty.
+            with contextlib.suppress(OSError):
+                place.rmdir()
     return directory
+
+
+def _exchange(new: Path, place: Path) -> None:
+    """Move the files of `new` to `place`, and out of their way what is there; after an error all is as before."""
+    old = new.with_name(f"{new.name}-old")
+    old.mkdir()
+    with contextlib.ExitStack() as undo:
+        undo.callback(old.rmdir)
+        for name in (*(f"{ONNX}/{part}.onnx" for part in ONNX_PARTS), *FILES):
+            file = place / name
+            undo.callback(_put_back, old / file.name, file, there=os.path.lexists(file))
+            if os.path.lexists(file):
+                os.rename(file, old / file.name)
+            if name in FILES:
+                os.rename(new / name, file)
+        files.sync(place)
+        undo.pop_all()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(kept: Path, file: Path, *, there: bool) -> None:
+    if os.path.lexists(kept):
+        os.replace(kept, file)
+    elif not there:
+        file.unlink(missing_ok=True)
 
 
 def load(directory: Path) -> Loaded:
@@ -149,13 +191,14 @@ def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _check_place(directory: Path) -> None:
-    """Raises CheckpointError where a save would delete what is not a model's."""
+    """Raises CheckpointError where a save would replace what is not a model's, or write what `load` then refuses."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: is a file; choose another place for the model.")
-    names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
-    if others := sorted(names - {*FILES, ONNX}):
-        raise CheckpointError(
-            f"{directory}: holds {others[0]}, which is no file of a model; choose another place for it."
-        )
+    for path in sorted(directory.iterdir()):
+        is_own = path.name == ONNX or (path.name in FILES and (path.is_symlink() or not path.is_dir()))
+        if not (is_own or path.name.startswith(".")):
+            raise CheckpointError(
+                f"{directory}: holds {path.name}, which is no file of a model; choose another place for it."
+            )
