@@ -233,12 +233,12 @@ def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[np.ndarray]:
             return
 
 
-def read_text(source: str | bytes, *, name: str) -> str:
+def read_text(source: str | bytes, *, name: str, may_be_blank: bool = False) -> str:
     """A text from outside as it is, but for a byte order mark before it: UTF-8, not empty.
 
     A string with surrogates is not UTF-8: bytes decoded by "surrogateescape", or JSON's lone ones, hold them.
-    Raises MediaError, beginning with `name`, also for more than MAX_TEXT_BYTES, nothing that could be seen, or a
-    control character.
+    Raises MediaError, beginning with `name`, also for more than MAX_TEXT_BYTES, a control character, or, unless it
+    may_be_blank, nothing that could be seen.
     """
     n_bytes, n_before, seen = 0, 0, False
     try:
@@ -255,7 +255,7 @@ def read_text(source: str | bytes, *, name: str) -> str:
     if n_bytes > MAX_TEXT_BYTES:
         size = max(n_bytes, len(source)) / 2**20
         raise MediaError(f"{name}: {size:.1f} MiB of text, at most {MAX_TEXT_BYTES >> 20} are read.")
-    if not seen:
+    if not (seen or may_be_blank):
         raise MediaError(f"{name}: is empty; expected text.")
     return (source.decode("utf-8") if isinstance(source, bytes) else source).removeprefix("\ufeff")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,10 @@ def read_clip(clip: Clip, config: ModelConfig) -> Tensor:
 
 
 def read_recording(clip: Clip, config: ModelConfig) -> np.ndarray:
-    """A recording of any length as (n_samples,) float32 at mel.sample_rate. Raises MediaError."""
+    """A recording as (n_samples,) float32 at mel.sample_rate, of any length that `read_audio` takes.
+
+    Raises MediaError.
+    """
     return read_audio(_clip_source(clip, config.mel.sample_rate), sample_rate=config.mel.sample_rate)
 
 
@@ -121,8 +125,12 @@ def _picture_source(picture: Picture) -> Path | str | bytes:
     if not isinstance(picture, Image.Image):
         return picture
     file = io.BytesIO()
-    kept = picture if picture.mode in ("RGB", "RGBA", "L", "LA", "P") else picture.convert("RGB")
-    kept.save(file, format="PNG", compress_level=1)
+    try:
+        kept = picture if picture.mode in ("RGB", "RGBA", "L", "LA", "P") else picture.convert("RGB")
+        kept.save(file, format="PNG", compress_level=1)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
+        # A picture that was opened is read only here, and its file may be broken, or closed.
+        raise MediaError(f"image: is a broken picture ({' '.join(str(error).split())}).") from None
     return file.getvalue()
 
 

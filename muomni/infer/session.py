@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from muomni.data.media import read_text
 from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
@@ -33,8 +34,8 @@ from muomni.infer.stream import Audio, Reply
 from muomni.infer.turn import Answering, Begun, TurnStream
 from muomni.models.thinker import Weights
 
-CHARACTERS_A_FRAME = 0.75
-"""Of a text that is said in pieces: few speakers are slower than that (9.4 characters a second)."""
+BYTES_A_FRAME = 0.75
+"""Of a text's UTF-8 that is said in pieces: few speakers of English are slower than that (9.4 characters a second)."""
 
 
 def load(
@@ -226,9 +227,11 @@ class Session:
         return self._asked(wordings("read", "train")[0], max_new_tokens, image=image)
 
     def transcribe(self, audio: Clip) -> str:
-        """What is said in a recording of any length (greedy CTC): lower-case words. The conversation is not touched.
+        """What is said in a recording (greedy CTC): lower-case words. The conversation is not touched.
 
-        Longer than max_audio_samples, it is heard in pieces, cut where it is quiet. Raises MediaError.
+        Longer than max_audio_samples, it is heard in pieces, cut where it is quiet. The gate takes at most 64 MiB of
+        float PCM, 16,777,216 samples of all channels together: 17 min 28 s mono at 16 kHz, 3 min 10 s stereo at
+        44.1 kHz. Raises MediaError.
         """
         waveform = read_recording(audio, self.config)
         heard = (
@@ -267,8 +270,8 @@ class Session:
             raise RequestError("voice: give a name or a recording, not both.")
         told = self._voice(voice) if voice_from is None else self._voice_of(voice_from)
         how = Sampling(temperature=temperature, top_k=top_k)
-        room = int(CHARACTERS_A_FRAME * self.config.max_audio_tokens)
-        parts = pieces(" ".join(as_words(text).split()), room)
+        room = int(BYTES_A_FRAME * self.config.max_audio_tokens)
+        parts = pieces(" ".join(as_words(read_text(text, name="text", may_be_blank=True)).split()), room)
         if not parts:
             raise RequestError("text: nothing to say; give some text.")
         return (pcm for i, part in enumerate(parts) for pcm in self._spoken(part, how, seed + i, voice=told))
@@ -322,7 +325,7 @@ class Session:
         clips: Sequence[Clip],
         films: Sequence[FilmSource],
     ) -> Said:
-        ids = self.tokenizer.encode(text) if text else []
+        ids = self.tokenizer.encode(read_text(text, name="text", may_be_blank=True)) if text else []
         if not (ids or pictures or clips or films):
             raise RequestError("turn: nothing was said; give text, image, audio or video.")
         # Before anything is read: so many pictures never fit, whatever is in them.
