@@ -16,15 +16,20 @@ _ENDS = (r"[.!?…]+\s", r"[,;:]\s", r"\s")
 
 
 def pieces(text: str, most: int) -> list[str]:
-    """A text in order, in pieces of at most `most` characters, white space around them left out."""
-    rest, found = text.strip(), list[str]()
-    while len(rest) > most:
-        window = rest[: most + 1]
-        cuts = ([match.end() for match in re.finditer(end, window)] for end in _ENDS)
-        cut = next((own[-1] for own in cuts if own), most)
-        found.append(rest[:cut].rstrip())
-        rest = rest[cut:].lstrip()
-    return [*found, rest] if rest else found
+    """A text in order, in pieces of at most `most` bytes of UTF-8 (4 or more), white space around them left out."""
+    text, start, found = text.strip(), 0, list[str]()
+    while start < len(text):
+        fits = len(text[start : start + most].encode()[:most].decode(errors="ignore"))
+        if start + fits < len(text):
+            # One more: a space there ends a word that fits.
+            window = text[start : start + fits + 1]
+            cuts = ([match.end() for match in re.finditer(end, window)] for end in _ENDS)
+            fits = next((own[-1] for own in cuts if own), fits)
+        found.append(text[start : start + fits].rstrip())
+        start += fits
+        while start < len(text) and text[start].isspace():
+            start += 1
+    return found
 
 
 class SpeechStream:
