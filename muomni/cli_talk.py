@@ -29,7 +29,12 @@ from muomni.errors import UserError
 Model = Annotated[ModelOptions, arg(name="")]
 Pictures = Annotated[tuple[Path, ...], arg(help="Pictures; - for standard input.", metavar="FILE ...")]
 Recordings = Annotated[
-    tuple[Path, ...], arg(help="Recordings of any length; - for standard input.", metavar="FILE ...")
+    tuple[Path, ...],
+    arg(
+        help="Recordings of at most 64 MiB of PCM (frames x channels x 4 bytes): 17 minutes mono at 16 kHz, 3 minutes "
+        "stereo at 44.1 kHz; - for standard input.",
+        metavar="FILE ...",
+    ),
 ]
 
 SAY_OUT = Path("say.wav")
