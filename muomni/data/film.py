@@ -66,6 +66,8 @@ class Video:
     """(n_samples,) float at the model's sample rate, from 0 s on; None without sound."""
     seconds: float | None = None
     """How long the film is; None: until its last frame, or until its sound ends if that is later."""
+    sound_seconds: float | None = None
+    """When its sound track ends, of which waveform may be a beginning; None: with waveform."""
 
 
 class _Key(NamedTuple):
@@ -82,6 +84,8 @@ class _Scan(NamedTuple):
     start: Fraction
     end: Fraction
     keys: list[_Key]
+    sound_end: Fraction
+    """As `end`, of the sound alone; 0 without."""
     n_sound: int
     """Packets of sound."""
 
@@ -125,6 +129,7 @@ def read_video(
             times = [float(seconds * (2 * i + 1) / (2 * n)) for i in range(n)]
             frames = list(film.frames(scan, times))
             waveform = film.sound(scan, sample_rate, max_sound) if scan.n_sound else None
+            sound_seconds = float(scan.sound_end - scan.start) if scan.n_sound else None
         except MediaError:
             raise
         except av.FFmpegError as error:
@@ -132,7 +137,7 @@ def read_video(
             raise MediaError(f"{name}: is a broken film ({reason}).") from None
         if stream.failure:
             raise MediaError(f"{name}: cannot be read ({stream.failure.strerror}).")
-    return Video(frames, times, waveform, seconds)
+    return Video(frames, times, waveform, seconds, sound_seconds)
 
 
 def _pyav(name: str) -> ModuleType:
@@ -201,7 +206,7 @@ class _Film:
         container, video, audio = self.open()
         keys: list[_Key] = []
         first: dict[int, Fraction] = {}
-        end, n_packets, n_sound = Fraction(0), 0, 0
+        end, sound_end, n_packets, n_sound = Fraction(0), Fraction(0), 0, 0
         for packet in container.demux([s for s in (video, audio) if s is not None]):
             n_packets += 1
             if n_packets > MAX_PACKETS:
@@ -219,6 +224,7 @@ class _Film:
                     keys.append(_Key(time, (at, packet.dts if packet.dts is not None else at)))
             else:
                 n_sound += 1
+                sound_end = max(sound_end, time + lasts)
             end = max(end, time + lasts)
         if not keys:
             raise MediaError(f"{self.name}: holds no moving pictures; expected a film.")
@@ -236,7 +242,7 @@ class _Film:
             )
         if seconds > MAX_FILM_SECONDS:
             raise MediaError(f"{self.name}: {seconds:.0f} s; at most {MAX_FILM_SECONDS} s are read, cut it.")
-        return _Scan(start, end, sorted(keys), n_sound)
+        return _Scan(start, end, sorted(keys), sound_end, n_sound)
 
     def frames(self, scan: _Scan, times: Sequence[float]) -> Iterator[Image.Image]:
         """What is seen at each time, from the last key frame before it on; nothing is decoded twice."""

@@ -40,7 +40,7 @@ class FilmInput(NamedTuple):
     sound: Tensor | None
     """(n_audio, factor * n_mels) float32; None without sound."""
     unheard: float
-    """Seconds at its end whose sound is left out."""
+    """Seconds at the end of its sound track that are left out."""
 
 
 def read_picture(picture: Picture, config: ModelConfig) -> Tensor:
@@ -81,23 +81,24 @@ def read_film(source: FilmSource, config: ModelConfig) -> FilmInput:
         video = read_video(
             source, n_frames=config.film_frames, sample_rate=sample_rate, max_sound=most / sample_rate
         )
-    n_audio, sound, heard_seconds = 0, None, 0.0
+    n_audio, sound, heard_seconds, unheard = 0, None, 0.0, 0.0
     if video.waveform is not None:
         waveform = read_recording(video.waveform, config)
         heard_seconds = len(waveform) / sample_rate
         config.budget(n_text=0, n_images=len(video.frames), audio_samples=(min(len(waveform), most),))
         sound = audio_frames(waveform[:most], config.mel, factor=config.audio.factor)
         n_audio = len(sound)
+        if len(waveform) > most:
+            unheard = max(heard_seconds, video.sound_seconds or 0.0) - most / sample_rate
     else:
         config.budget(n_text=0, n_images=len(video.frames))
     seconds = max(video.seconds or 0.0, video.frame_times[-1], heard_seconds)
-    cut = heard_seconds * sample_rate > most
     steps = [config.film_steps(time) for time in video.frame_times]
     return FilmInput(
         film=Film(frames=steps, n_audio=n_audio, n_steps=math.ceil(config.frame_rate * seconds)),
         images=torch.cat([read_picture(frame, config) for frame in video.frames]),
         sound=sound,
-        unheard=seconds - most / sample_rate if cut else 0.0,
+        unheard=unheard,
     )
 
 

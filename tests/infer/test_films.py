@@ -201,6 +201,28 @@ def test_a_file_is_its_frames_and_sound(session: Session, tmp_path: Path) -> Non
     assert not torch.allclose(base, _state(session, video=path.read_bytes()), atol=1e-5)
 
 
+def test_of_a_film_that_goes_on_in_silence_only_its_sound_is_unheard(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The small model hears 2.56 s."""
+    video = _video(frame_times=[0.5, 2.0, 3.5], waveform=_sound(4.0), seconds=30.0)
+    assert read_film(video, session.config).unheard == pytest.approx(1.44)
+    pytest.importorskip("av", reason="PyAV is not installed: muomni[video]")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+    import film_files
+
+    write_tone = film_files._write_tone
+
+    def shorter(output: Any, track: Any, seconds: float, *rest: Any) -> None:
+        write_tone(output, track, seconds - 3, *rest)
+
+    monkeypatch.setattr(film_files, "_write_tone", shorter)
+    for kind in ({}, film_files.KINDS["mkv h264 flac"]):
+        film = film_files.film(**kind, seconds=9.0)
+        # The last block of a coder is filled up: 1,024 samples of 48 kHz for AAC, 4,608 for FLAC.
+        assert read_film(film, session.config).unheard == pytest.approx(6.0 - 2.56, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("seconds", "n"), [(0.0, 1), (0.9, 1), (1.0, 1), (2.9, 2), (8.0, 8), (9.0, 8), (3_600.0, 8)]
 )
