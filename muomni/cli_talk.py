@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,9 +70,7 @@ def say(
     check_out(where)
     said = _text(text, file)
     session = model.open()
-    import numpy as np
-
-    from muomni.infer.stream import Audio
+    from muomni.data.wav import wav_writer
 
     rate = session.config.mel.sample_rate
     with ExitStack() as stack:
@@ -82,31 +80,32 @@ def say(
 
             speaker = stack.enter_context(Speaker(rate))
         stack.enter_context(plain_warnings())
-        started, pieces = time.perf_counter(), [np.zeros(0, np.float32)]
-        for pcm in session.speak_stream(
+        started, n_samples = time.perf_counter(), 0
+        pieces = session.speak_stream(
             said, voice=voice, voice_from=voice_from, temperature=temperature, seed=seed
-        ):
-            pieces.append(pcm)
-            if speaker is not None:
-                speaker.write(pcm)
-        took = time.perf_counter() - started
-        audio = Audio(np.concatenate(pieces), rate)
-        if where is not None:
-            audio.save(where)
+        )
+        with wav_writer(where, rate) if where else nullcontext() as write:
+            for pcm in pieces:
+                n_samples += len(pcm)
+                if write is not None:
+                    write(pcm)
+                if speaker is not None:
+                    speaker.write(pcm)
+        took, seconds = time.perf_counter() - started, n_samples / rate
         if speaker is not None:
             speaker.wait()
     if json_:
-        rtf = round(took / audio.seconds, 5) if audio.seconds else None
+        rtf = round(took / seconds, 5) if seconds else None
         show(
             {
                 "audio": str(where) if where else None,
-                "seconds": audio.seconds,
+                "seconds": seconds,
                 "rtf": rtf,
                 "characters": len(said),
             }
         )
     elif where is not None:
-        print(f"{where}: {audio.seconds:.2f} s")
+        print(f"{where}: {seconds:.2f} s")
 
 
 def _text(text: str | None, file: Path | None) -> str:

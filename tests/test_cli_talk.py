@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import soundfile
 from muomni.cli import main
 from muomni.config import STAGES
 from muomni.data import embedded
+from muomni.data.media import MediaError
 from muomni.infer.session import Session, load
 
 Stdin = Callable[[bytes], None]
@@ -285,6 +287,31 @@ def test_say_takes_a_file_or_a_pipe_and_tells_what_it_made(
         assert record["rtf"] > 0
         assert np.allclose(soundfile.read(out)[0], expected.waveform, atol=2**-14)
         out.unlink()
+
+
+def test_say_keeps_no_more_than_a_piece_and_an_end_halfway_leaves_no_file(
+    run: Callable[..., tuple[int, str, str]], places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, kept, most = places["tmp"] / "said.wav", list[weakref.ref[np.ndarray]](), list[int]()
+
+    def speak(self: Session, text: str, **_: object) -> Iterator[np.ndarray]:
+        for i in range(9):
+            pcm = np.full(1_280, i / 10, np.float32)
+            kept.append(weakref.ref(pcm))
+            yield pcm
+            del pcm
+            most.append(sum(one() is not None for one in kept))
+            assert not out.exists()
+        if text == "broken":
+            raise MediaError("the talker: is broken.")
+
+    monkeypatch.setattr(Session, "speak_stream", speak)
+    assert run("say", "broken", "--out", out)[::2] == (2, "muomni: the talker: is broken.\n")
+    assert not out.exists() and not list(places["tmp"].glob(".said*"))
+    assert run("say", "whole", "--out", out)[:2] == (0, f"{out}: 0.72 s\n")
+    assert np.allclose(soundfile.read(out)[0], np.repeat(np.arange(9) / 10, 1_280), atol=2**-14)
+    # The one that the caller still names.
+    assert max(most) == 1
 
 
 def test_what_the_talker_warns_of_is_one_line(
