@@ -97,6 +97,7 @@ def save(finished: Finished, directory: Path, *, dtype: Stored = "float32", card
     is_new = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     try:
+        files.sync(place.parent)
         with tempfile.TemporaryDirectory(prefix=SAVING, dir=place, ignore_cleanup_errors=True) as folder:
             new = Path(folder)
             state = {

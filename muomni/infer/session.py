@@ -124,8 +124,8 @@ class Session:
     ) -> Path:
         """Write the model, without the conversation, as one directory that `load` and `from_pretrained` read.
 
-        A model's directory that is there is replaced, whole or not at all. dtype: float16 for half the size; loaded
-        weights are float32 either way. card: what the model card says besides what is known.
+        A model that is there is replaced, and after an error as it was; hidden files beside it stay. dtype: float16 for
+        half the size; loaded weights are float32 either way. card: what the model card says besides what is known.
         Raises CheckpointError for a directory that holds anything else, OSError for a full disk.
         """
         finished = pretrained.Finished(
