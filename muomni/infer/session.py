@@ -29,13 +29,10 @@ from muomni.infer.quiet import quiet_pieces
 from muomni.infer.request import SPEECH_TEMPERATURE, SPEECH_TOP_K, RequestError, TurnSettings
 from muomni.infer.rows import Lease
 from muomni.infer.sampling import Sampling
-from muomni.infer.speech import SpeechStream, pieces
+from muomni.infer.speech import BYTES_A_FRAME, SpeechStream, pieces
 from muomni.infer.stream import Audio, Reply
 from muomni.infer.turn import Answering, Begun, TurnStream
 from muomni.models.thinker import Weights
-
-BYTES_A_FRAME = 0.75
-"""Of a text's UTF-8 that is said in pieces: few speakers of English are slower than that (9.4 characters a second)."""
 
 
 def load(
@@ -124,9 +121,8 @@ class Session:
     ) -> Path:
         """Write the model, without the conversation, as one directory that `load` and `from_pretrained` read.
 
-        A model that is there is replaced, and after an error as it was; hidden files beside it stay. dtype: float16 for
-        half the size; loaded weights are float32 either way. card: what the model card says besides what is known.
-        Raises CheckpointError for a directory that holds anything else, OSError for a full disk.
+        A model that is there is replaced, hidden files stay. dtype: float16 halves the size. card: what the
+        model card says besides what is known. Raises CheckpointError where anything else is, OSError for a full disk.
         """
         finished = pretrained.Finished(
             model=self.engine.model, tokenizer=self.tokenizer, history=self.history
@@ -229,9 +225,8 @@ class Session:
     def transcribe(self, audio: Clip) -> str:
         """What is said in a recording (greedy CTC): lower-case words. The conversation is not touched.
 
-        Longer than max_audio_samples, it is heard in pieces, cut where it is quiet. The gate takes at most 64 MiB of
-        float PCM, 16,777,216 samples of all channels together: 17 min 28 s mono at 16 kHz, 3 min 10 s stereo at
-        44.1 kHz. Raises MediaError.
+        Longer than max_audio_samples, it is heard in pieces, cut where it is quiet. At most 64 MiB of float PCM, 2**24
+        samples of all channels: 17 min 28 s mono at 16 kHz, 3 min 10 s stereo at 44.1 kHz. Raises MediaError.
         """
         waveform = read_recording(audio, self.config)
         heard = (
