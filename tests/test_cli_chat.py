@@ -125,8 +125,8 @@ MISTAKES = {
     "/voice bob": "voice: 'bob' is not known; there are",
     "/seed many": "/seed: expected a whole number, got 'many'",
     "/temperature hot": "/temperature: expected a number, got 'hot'",
-    "/temperature -1": "temperature: expected 0 or more, got -1.0",
-    "/temperature nan": "temperature: expected 0 or more, got nan",
+    "/temperature -1": "temperature: expected 0, or at least 0.0001, got -1.0",
+    "/temperature nan": "temperature: expected 0, or at least 0.0001, got nan",
     "who is it then? " * 80: "at most 128 fit; remove",
     "ding \x07": "line: holds the control character U+0007",
 }

@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], bytes, tuple[str, ...]]] = {
     "empty text": (("chat", "--text", ""), b"", ("--text: is empty",)),
     "surrogate in text": (("chat", "--text", "a\udcff"), b"", ("--text: is not UTF-8",)),
     "over-long prompt": (("chat", "--text", "{words}"), b"", ("at most 128 fit", "remove", "tokens")),
-    "temperature": (("chat", "--text", "hi", "--temperature", "-1"), b"", ("temperature", "0 or more")),
+    "temperature": (("chat", "--text", "hi", "--temperature", "-1"), b"", ("temperature", "expected 0")),
     "top_p": (("chat", "--text", "hi", "--top-p", "1.5"), b"", ("top_p", "(0, 1]")),
     "no token": (("chat", "--text", "hi", "--max-new-tokens", "0"), b"", ("max_new_tokens", "at least 1")),
     "no thread": (("chat", "--text", "hi", "--threads", "0"), b"", ("--threads", "at least 1")),
