@@ -13,11 +13,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 SOURCES := pyproject.toml setup.py MANIFEST.in $(shell find muomni kernels csrc -type f -not -name '*.pyc' -not -name '*.so' -not -path '*.egg-info/*')
 
-.PHONY: help demo test lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean data-small
+.PHONY: help demo test eval lint types sanitize fuzz fuzz-arm fuzz-media mutants chaos clean data-small
 
 help:
 	@echo "make demo   train every part on real data, answer one omni turn, write $(OUT)/report.html"
 	@echo "make test   set up and run the test suite against the installed wheel"
+	@echo "make eval   held-out figures of the model that ships, out/eval/eval.html"
 	@echo "make lint types sanitize data-small fuzz fuzz-arm fuzz-media mutants chaos clean"
 
 demo: $(VENV)/installed
@@ -27,6 +28,9 @@ demo: $(VENV)/installed
 # would only wait for each other. Neighbours stay together, so that few fixtures are made twice.
 test: $(VENV)/installed-dev
 	@OMP_NUM_THREADS=1 MUOMNI_TEST_INSTALLED=1 $(BIN)/pytest -n auto --dist worksteal $(TEST_FLAGS)
+
+eval: $(VENV)/installed
+	@$(BIN)/muomni eval all --run nano --data embedded --out out/eval
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
