@@ -57,6 +57,14 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is an interruption, also where this process was begun with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     """Twelve grey pictures."""
@@ -308,8 +316,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[np.ndarray]]:
     module = types.ModuleType("sounddevice")
     module.OutputStream, module.PortAudioError = OutputStream, type("PortAudioError", (Exception,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sounddevice", module)
+    before = threading.active_count()
     yield taken
-    assert threading.active_count() == 1
+    assert threading.active_count() == before
 
 
 def sounding(samples: list[np.ndarray]) -> np.ndarray:
