@@ -89,6 +89,7 @@ class TextDecoder:
         self._tokens[at] = chosen
         return Step(states, embeds, chosen.tolist())
 
+    @torch.inference_mode()
     def cut(self, row: int, length: int) -> None:
         """Forget what a row's cache holds behind `length` positions."""
         self.cache.row(row).truncate([length])

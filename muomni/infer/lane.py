@@ -31,6 +31,8 @@ class Lane:
         self._replays: dict[tuple[Sampling, ...], _Replay] = {}
         self.begin(Sampling(), seed=0)
 
+    # Who made the lane may have been in that mode, whose tensors are written in it alone.
+    @torch.inference_mode()
     def begin(self, sampling: Sampling, *, seed: int) -> None:
         """A new utterance: silence before it. How its codes are chosen."""
         self.sampler.replace(0, sampling, seed=seed)

@@ -241,3 +241,12 @@ def test_sessions_that_come_and_go_at_random_answer_as_each_alone(run_root: Path
 def test_temperatures_that_are_taken_are_not_zero_to_float32() -> None:
     how = Sampling(temperature=1e-4)
     assert torch.isfinite(torch.tensor([1e4]) / torch.tensor(how.temperature)).all()
+
+
+def test_a_lane_that_was_made_in_inference_mode_is_used_outside_of_it(session: Session) -> None:
+    expected = session.another().chat("the cat", **HOW)
+    session.engine._lanes.clear()
+    with torch.inference_mode():
+        session.another().chat("who", **HOW)
+    again = session.chat("the cat", **HOW)
+    assert again.text == expected.text and np.array_equal(again.codes, expected.codes)
