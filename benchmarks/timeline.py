@@ -26,7 +26,7 @@ from muomni.infer.session import Session
 
 LANES = ("picture encoder", "audio encoder", "prefill", "text step", "speech frame", "heard")
 COLOURS = dict(zip(LANES, ("#9333ea", "#d97706", "#475569", "#2563eb", "#059669", "#94a3b8"), strict=True))
-WIDTH, LEFT, ROW = 760, 112, 30
+WIDTH, LEFT, TOP, ROW = 760, 112, 50, 30
 
 
 @dataclass
@@ -77,13 +77,16 @@ def watched(session: Session, watch: Watch, **asked: Any) -> Any:
     return stream.reply
 
 
-def picture(watch: Watch, title: str, *, until: float) -> str:
-    """An SVG of the first `until` seconds."""
+def picture(watch: Watch, titles: tuple[str, str], *, until: float) -> str:
+    """An SVG of the first `until` seconds, under two lines."""
     scale = (WIDTH - LEFT - 10) / until
-    height = 44 + ROW * (len(LANES) + 1) + 24
-    parts = [f'<text x="8" y="18" font-weight="600">{html.escape(title)}</text>']
+    height = TOP + ROW * (len(LANES) + 1) + 32
+    parts = [
+        f'<text x="8" y="{18 + 16 * i}" font-weight="600">{html.escape(t)}</text>'
+        for i, t in enumerate(titles)
+    ]
     for i, lane in enumerate(LANES):
-        y = 36 + ROW * i
+        y = TOP + ROW * i
         parts.append(f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">{lane}</text>')
         for start, end in watch.spans[lane]:
             if start < until:
@@ -92,7 +95,7 @@ def picture(watch: Watch, title: str, *, until: float) -> str:
                     f'<rect x="{LEFT + start * scale:.1f}" y="{y}" width="{width:.1f}" height="20" '
                     f'fill="{COLOURS[lane]}" stroke="white" stroke-width="0.4"/>'
                 )
-    y = 36 + ROW * len(LANES)
+    y = TOP + ROW * len(LANES)
     parts.append(f'<text x="{LEFT - 8}" y="{y + 15}" text-anchor="end">text is there</text>')
     last = -1e9
     for at, text in watch.texts:
@@ -102,7 +105,7 @@ def picture(watch: Watch, title: str, *, until: float) -> str:
             last = x + 7.0 * (len(text) + 1)
     for i in range(11):
         x = LEFT + until * i / 10 * scale
-        parts.append(f'<line x1="{x:.1f}" y1="30" x2="{x:.1f}" y2="{height - 20}" stroke="#e2e8f0"/>')
+        parts.append(f'<line x1="{x:.1f}" y1="{TOP - 6}" x2="{x:.1f}" y2="{height - 20}" stroke="#e2e8f0"/>')
         parts.append(
             f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle" fill="#64748b">{until * i * 100:.0f}</text>'
         )
@@ -141,14 +144,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     name = processor() if session.engine.device.type == "cpu" else provenance.device_name("cuda")
     first_text, total = (1e3 * float(reply.timings[key] or 0.0) for key in ("first_text", "total"))
-    title = (
+    titles = (
         f"size {session.config.size}, {arguments.threads} thread(s) of {name}, torch {torch.__version__}, "
-        f"commit {provenance.commit()}: first text {first_text:.0f} ms, first sound "
-        f"{1e3 * (reply.timings['first_audio'] or 0.0):.0f} ms, all of {reply.audio.seconds:.1f} s of speech made "
-        f"after {total:.0f} ms"
+        f"commit {provenance.commit()}",
+        f"first text {first_text:.0f} ms, first sound {1e3 * (reply.timings['first_audio'] or 0.0):.0f} ms, "
+        f"all of {reply.audio.seconds:.1f} s of speech made after {total:.0f} ms",
     )
-    arguments.out.write_text(picture(watch, title, until=arguments.ms / 1e3), encoding="utf-8")
-    print(f"{title}\n{reply.text!r}\nwritten to {arguments.out}")
+    arguments.out.write_text(picture(watch, titles, until=arguments.ms / 1e3), encoding="utf-8")
+    print("\n".join(titles))
+    print(f"{reply.text!r}\nwritten to {arguments.out}")
     return 0
 
 
