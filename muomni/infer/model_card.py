@@ -118,7 +118,7 @@ def _use() -> str:
         "## Use\n\n```python\nimport muomni\n\n"
         'session = muomni.from_pretrained("OWNER/NAME")  # or the path of this directory\n'
         'reply = session.chat("what is this?", image="picture.png")\n'
-        'print(reply.text); reply.audio.save("reply.wav")\n```\n\n'
+        'print(reply.text)\nreply.audio.save("reply.wav")\n```\n\n'
         "No code comes with the weights: the files are safetensors and JSON, and are checked against MANIFEST.json."
     )
 
