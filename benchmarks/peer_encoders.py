@@ -51,7 +51,7 @@ TOLD = 20
 """Parts of a training whose mean loss is kept."""
 N_TRIED = 100
 """Validation clips that a rate is judged by."""
-N_TIMED, N_UNTIMED = 20, 3
+N_TIMED, N_UNTIMED = 40, 3
 """Steps of ours that are timed, and those before."""
 
 
