@@ -309,10 +309,10 @@ class Order:
             left = room[: len(rows)] - self.lengths[item]
             fits = left[:, 0] >= 0 if left.shape[1] == 1 else (left >= 0).all(axis=1)
             # The fullest row that holds it; of equal ones the oldest.
-            best = int(np.where(fits, left[:, 0], nowhere).argmin()) if len(rows) else -1
+            best = int(np.where(fits, -left[:, 0], -nowhere).argmax()) if len(rows) else -1
             if best < 0 or not fits[best]:
                 if len(rows) == MOST_OPEN:
-                    done.append(_close(rows, room, int(room[:, 0].argmin())))
+                    done.append(_close(rows, room, int((-room[:, 0]).argmax())))
                 best = len(rows)
                 rows.append([])
                 room[best] = self.capacity
