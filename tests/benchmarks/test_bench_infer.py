@@ -68,6 +68,26 @@ def test_who_gives_other_tokens_is_not_timed(monkeypatch: pytest.MonkeyPatch, tm
     )
 
 
+def test_float32_is_timed_with_weights_that_int8_does_not_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Thinker] = []
+
+    def kept(thinker: Thinker, ids: torch.Tensor, *, graph: bool) -> infer_cases.Decode:
+        seen.append(thinker)
+        return lambda n: ids[:, :n]
+
+    monkeypatch.setattr(infer_cases, "ours", kept)
+    for name, make, _ in infer_cases.contenders(CASE, CPU):
+        if name.startswith(OURS):
+            make()
+    ids = torch.arange(8, 40)
+    with torch.inference_mode():
+        logits = [thinker.logits(thinker.embed(ids)) for thinker in seen]
+    # Both are there at once, the first as exact as the other is not.
+    exact = torch.nn.functional.linear(seen[0].embed(ids), seen[0].embedding)
+    errors = [float((own - exact).abs().max()) for own in logits]
+    assert len(seen) == 2 and errors[0] < 1e-3 * float(exact.abs().max()) < 10 * errors[1]
+
+
 def test_a_steps_bytes_are_those_of_its_weights() -> None:
     thinker = Thinker(NANO)
     matrices = [p for p in thinker.parameters() if p.ndim == 2]

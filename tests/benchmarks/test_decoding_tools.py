@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import decode_trained, timeline
 from muomni import recipes
+from muomni.infer.session import load
 from muomni.models.thinker import Thinker
 
 
@@ -37,7 +38,7 @@ def test_an_answers_nats_are_those_of_a_full_forward() -> None:
     assert decode_trained.nats(thinker, [ids], [(12, 18)])[0] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_picture_of_a_turn_holds_its_work_in_order(run_root: Path, tmp_path: Path) -> None:
+def test_the_picture_of_a_turn_holds_its_work(run_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "turn.svg"
     assert timeline.main([str(run_root), "--text", "the cat", "--ms", "5000", "--out", str(out)]) == 0
     root = ET.fromstring(out.read_text())
@@ -45,11 +46,20 @@ def test_the_picture_of_a_turn_holds_its_work_in_order(run_root: Path, tmp_path:
     bars: dict[str, list[float]] = {}
     for rect in root.iter(f"{space}rect"):
         bars.setdefault(rect.get("fill", ""), []).append(float(rect.get("x", "0")))
-    prefill, step, frame, heard = (bars[timeline.COLOURS[lane]] for lane in timeline.LANES[2:])
-    # Places are rounded to a tenth of a pixel.
-    assert len(prefill) == 1 and prefill[0] <= min(step) <= min(frame) <= min(heard)
-    assert prefill[0] < min(heard)
+    assert all(bars[timeline.COLOURS[lane]] for lane in timeline.LANES[2:])
     assert timeline.COLOURS["picture encoder"] not in bars
+
+
+def test_work_is_watched_where_it_is_done_and_in_its_order(run_root: Path) -> None:
+    session, watch = load(run_root, device="cpu"), timeline.Watch()
+    reply = timeline.watched(session, watch, text="the cat", max_new_tokens=20)
+    prefill, step, frame, heard = (watch.spans[lane] for lane in timeline.LANES[2:])
+    assert len(prefill) == 1 and len(step) >= 1 and not watch.spans["picture encoder"]
+    # Each begins behind the end of what it needs, to the clock's last digit.
+    assert prefill[0][1] < step[0][0] and step[0][1] < frame[0][0] and frame[0][1] < heard[0][0]
+    assert sum(end - start for start, end in heard) == pytest.approx(reply.audio.seconds)
+    # Nothing is watched any more.
+    assert "step" not in vars(session.engine.decoder) and "see" not in vars(session.engine)
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
