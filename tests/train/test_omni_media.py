@@ -13,8 +13,9 @@ from muomni.data import embedded
 from muomni.data.examples import Example
 from muomni.data.image import to_float
 from muomni.data.items import LineItem, PictureItem
-from muomni.tokens import IMAGE
-from muomni.train.stages.omni import OmniStage
+from muomni.data.text_sets import training_texts
+from muomni.tokens import IGNORE_INDEX, IMAGE
+from muomni.train.stages.omni import PLAIN, PLAIN_SHARE, OmniStage
 
 SmallRun = Callable[..., RunConfig]
 
@@ -99,3 +100,28 @@ def test_pictures_are_augmented_and_writing_is_not(
     (media,) = stage.media("train", asked, [document], draw)  # type: ignore[list-item]
     plain = to_float(pixels[None], 32)[0]
     assert torch.equal(media.images[0], plain) and not torch.allclose(media.images[1], plain, atol=0.1)
+
+
+def test_a_share_of_what_is_trained_on_is_plain_text_as_stage_text_reads_it(
+    trained: Path, small_run: SmallRun
+) -> None:
+    """Every token but the first is learned, nothing is shown or played, and the same seed draws the same texts."""
+    stage = _built(small_run("omni"), trained)
+    chosen, found, order = stage._training
+    plain = [d for e, d in zip(chosen, found, strict=True) if e is PLAIN]
+    share = sum(map(len, plain)) / sum(map(len, found))
+    assert abs(share - PLAIN_SHARE) < 0.02
+    known = {text for own in training_texts("train", embedded.SET).values() for text in own}
+    for document in plain[:20]:
+        assert torch.equal(document.labels[1:], document.input_ids[1:])
+        assert not len(document.image_slots) and not len(document.audio_slots)
+        # A long text is several documents.
+        written = stage.tokenizer.decode(document.input_ids[1:-1].tolist())
+        assert any(written in text for text in known)
+    again = _built(small_run("omni"), trained)._training[1]
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(found, again, strict=True))
+    position = next(p for p in range(200) if any(chosen[i] is PLAIN for i in order.at(p)))
+    (batch,) = stage.batch(position)
+    assert int((batch.labels != IGNORE_INDEX).sum()) == sum(
+        int((found[i].labels[1:] != IGNORE_INDEX).sum()) for i in order.at(position)
+    )

@@ -10,14 +10,15 @@ from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data.audio import audio_frames
-from muomni.data.batch import Media, Order, PackedBatch, pack
+from muomni.data.batch import Media, Order, PackedBatch, pack, permutation
 from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.examples import Clip, Example, Picture, Places, clips, documents, fitting, pictures
 from muomni.data.image import augment, to_float
 from muomni.data.items import Item, Kind, LineItem, Split
 from muomni.data.tasks import examples
 from muomni.data.tasks_several import MAX_PICTURES
-from muomni.data.template import Document
+from muomni.data.template import Document, render_text
+from muomni.data.text_sets import training_texts
 from muomni.data.usable import Usable
 from muomni.errors import UserError
 from muomni.models.audio import AudioEncoder
@@ -31,8 +32,16 @@ from muomni.train.stages.omni_figures import figures
 from muomni.train.stages.text import load_tokenizer
 from muomni.train.stages.written_samples import omni_samples
 
-KINDS: tuple[Kind, ...] = ("speech", "questions", "pictures", "lines", "conversations", "dialogues")
-"""What examples are made of."""
+KINDS: tuple[Kind, ...] = (
+    "speech", "questions", "pictures", "lines", "conversations", "dialogues", "texts",
+)  # fmt: skip
+"""What examples are made of, and plain text."""
+PLAIN_SHARE = 0.15
+"""Of the training positions, how many are plain text as stage text reads it, so that the Thinker still writes it."""
+TEXTS_AT_ONCE = 256
+"""Plain texts that are tokenized together."""
+PLAIN = Example(task="plain text", question="", answer="")
+"""Stands for a plain text among the training examples: it shows and plays nothing."""
 
 
 class OmniStage(StageBase):
@@ -66,6 +75,8 @@ class OmniStage(StageBase):
         self.need("questions with answers", self.examples)
         chosen = self.examples("train")
         found = self.documents("train", chosen)
+        plain = self.plain(sum(map(len, found)) * PLAIN_SHARE / (1.0 - PLAIN_SHARE))
+        chosen, found = [*chosen, *[PLAIN] * len(plain)], [*found, *plain]
         self._training = (chosen, found, self.order(chosen, found, shuffle=True))
         return model
 
@@ -81,6 +92,20 @@ class OmniStage(StageBase):
     def documents(self, split: Split, chosen: list[Example], *, media: bool = True) -> list[Document]:
         """Examples of a split as documents."""
         return documents(chosen, self.tokenizer, **self._places(split), media=media)
+
+    def plain(self, n_tokens: float) -> list[Document]:
+        """Training texts as documents, drawn with the run's seed until they have n_tokens positions or none is left."""
+        texts = [text for own in training_texts("train", self.data).values() for text in own]
+        drawn = permutation(len(texts), seed=self.run.seed, epoch=0).tolist()
+        found: list[Document] = []
+        for at in range(0, len(drawn), TEXTS_AT_ONCE):
+            for ids in self.tokenizer.encode_batch([texts[i] for i in drawn[at : at + TEXTS_AT_ONCE]]):
+                if n_tokens <= 0:
+                    return found
+                pieces = render_text(ids, max_seq_len=self.config.max_seq_len)
+                found += pieces
+                n_tokens -= sum(map(len, pieces))
+        return found
 
     def _places(self, split: Split) -> Places:
         return Places(
