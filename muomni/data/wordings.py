@@ -31,6 +31,8 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         (
             "describe the picture", "describe this picture in a sentence", "write a caption",
             "say in a sentence what happens here", "give the picture a caption",
+            "what happens in the picture", "write what the picture shows", "describe this",
+            "tell me about this picture", "write a line about what you see",
         ),
         ("describe what you see",),
         ("write a sentence about this picture", "what is happening in this picture"),
@@ -39,6 +41,9 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         (
             "how many pictures are there", "how many pictures do you see", "count the pictures",
             "tell me how many pictures these are",
+            "how many pictures are these", "how many are there", "give me the number of pictures you see",
+            "say how many pictures you got", "what number of pictures is this", "count them",
+            "how many pictures have i shown you", "the number of pictures, please",
         ),
         ("what is the number of pictures",),
         ("how many pictures did i send", "give the number of pictures"),
@@ -47,12 +52,20 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         (
             "how many pictures show {thing}", "how many of these show {thing}", "count the pictures that show {thing}",
             "on how many pictures do you see {thing}",
+            "how many pictures have {thing}", "count how often {thing} is shown", "how many times do you see {thing}",
+            "in how many of these is {thing}", "tell me the number of pictures that show {thing}",
+            "how often is {thing} in these pictures",
         ),
         ("how often do you see {thing}",),
         ("how many of the pictures show {thing}", "what is the number of pictures with {thing}"),
     ),
     "yes or no": (
-        ("is this {thing}", "does this show {thing}", "do you see {thing}", "is {thing} in the picture"),
+        (
+            "is this {thing}", "does this show {thing}", "do you see {thing}", "is {thing} in the picture",
+            "is that {thing}", "is there {thing} in this picture", "would you say this is {thing}",
+            "does it show {thing}", "can {thing} be seen here", "tell me if this is {thing}",
+            "is {thing} what you see", "yes or no, is this {thing}",
+        ),
         ("can you see {thing} here",),
         ("does the picture show {thing}", "is it {thing}"),
     ),
@@ -60,17 +73,27 @@ _TABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
         (
             "which picture is of another group", "which one does not belong", "which picture is the odd one out",
             "one of these is of another kind, which one",
+            "which one is different", "which picture is not like the others", "one picture does not belong here, which",
+            "tell me the odd one out", "find the one that is of another kind", "which of the pictures is different",
         ),
         ("which picture does not fit",),
         ("which of these is different from the others", "find the picture that does not belong"),
     ),
     "read": (
-        ("what is written here", "read the picture", "what does it say", "write down the text in the picture"),
+        (
+            "what is written here", "read the picture", "what does it say", "write down the text in the picture",
+            "what is written in this picture", "read the text", "tell me what is written here",
+            "which words are these", "what words do you see", "copy the text",
+        ),
         ("read this to me",),
         ("what text do you see", "read what is written"),
     ),
     "transcribe": (
-        ("transcribe the recording", "what is said here", "write down what you hear", "transcribe this"),
+        (
+            "transcribe the recording", "what is said here", "write down what you hear", "transcribe this",
+            "write what you hear", "what did they say", "tell me what is said", "what does the voice say",
+            "write down the words", "which words do you hear",
+        ),
         ("write what is said",),
         ("what do you hear", "give me a transcript of the recording"),
     ),
