@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,8 @@ SPEEDS = (0.9, 1.0, 1.1)
 """Tempo and pitch factors of the training copies."""
 MASKED_BANDS, MASKED_FRAMES = 16, 16
 """Widest frequency mask in mel bands and time mask in log-mel frames (100 Hz)."""
+MOST_COPIES = 4
+"""Times a speaker's recordings are taken in an epoch of stage audio, at most."""
 SPELLED = "en"
 """The language of the characters CTC spells with."""
 BAND_SHIFT = 3
@@ -120,12 +123,18 @@ class AudioStage(StageBase):
         return self.data.derived(item, speed, make)
 
     def order(self, split: Split) -> tuple[list[tuple[SpeechItem, int]], Order]:
-        """Clips packed by frames, each with an index of SPEEDS; in training each at every speed once an epoch."""
+        """Clips packed by frames, each with an index of SPEEDS.
+
+        In training an epoch has each at every speed, as often as `speaker_copies` says.
+        """
         if split not in self._orders:
             items, train = self.items(split), self.run.train
             varied = split == "train" and train.augment
             speeds = range(len(SPEEDS)) if varied else [SPEEDS.index(1.0)]
-            copies = [(item, speed) for item in items for speed in speeds]
+            times = speaker_copies(items) if varied else {}
+            copies = [
+                (item, speed) for item in items for speed in speeds for _ in range(times.get(item.speaker, 1))
+            ]
             # Resampling may round up by one sample.
             lengths = [
                 self.config.audio_tokens(int(item.n_samples / SPEEDS[speed]) + 1) for item, speed in copies
@@ -259,6 +268,18 @@ class AudioStage(StageBase):
     def samples(self, model: nn.Module, split: Split, folder: Path) -> dict[str, float]:
         """Transcripts against what is said; see written_samples."""
         return audio_samples(self, model, split, folder)
+
+
+def speaker_copies(items: Sequence[SpeechItem]) -> dict[str, int]:
+    """How often each speaker's recordings are taken: the square root of how much more the most heard one has.
+
+    Minutes of a person beside hours of synthetic voices are else heard too seldom.
+    """
+    samples = Counter[str]()
+    for item in items:
+        samples[item.speaker] += item.n_samples
+    most = max(samples.values(), default=0)
+    return {who: min(MOST_COPIES, round((most / n) ** 0.5)) for who, n in samples.items()}
 
 
 def _padded(lengths: list[int], size: int) -> torch.Tensor:
