@@ -108,7 +108,7 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
     ),
     "omni": (
         TrainConfig(steps=400, batch_tokens=1_024, batch_items=32),
-        OptimConfig(lr=1e-3),
+        OptimConfig(lr=3e-3),
     ),
     "talker": (
         TrainConfig(steps=350, batch_tokens=512, batch_items=32),
@@ -232,12 +232,12 @@ class Speedrun:
 # Reasons for shares and rates: docs/speedrun.md.
 _NANO_SPEEDRUN = Speedrun(
     stages={
-        "text": StageShare(share=0.12, lr=6e-3),
-        "audio": StageShare(share=0.20, lr=3e-3),
-        "vision": StageShare(share=0.09),
-        "codec": StageShare(share=0.08),
-        "omni": StageShare(share=0.12),
-        "talker": StageShare(share=0.31, lr=6e-3),
+        "text": StageShare(share=0.13, lr=6e-3),
+        "audio": StageShare(share=0.22, lr=3e-3),
+        "vision": StageShare(share=0.14),
+        "codec": StageShare(share=0.07),
+        "omni": StageShare(share=0.15),
+        "talker": StageShare(share=0.21, lr=6e-3),
     },
     evaluation=0.05,
     evaluation_seconds=45.0,
