@@ -93,6 +93,30 @@ def test_patches_hold_the_pixels_of_their_square() -> None:
     assert torch.equal(patch, images[0, :, 16:32, 32:48])
 
 
+@torch.no_grad()
+def test_patches_that_are_not_seen_change_nothing() -> None:
+    torch.manual_seed(0)
+    model = VisionEncoder(VISION).eval()
+    images = torch.randn(2, 3, 64, 64)
+    seen = torch.tensor([[5, 0, 9], [2, 1, 15]])
+    found = model(images, seen)
+    assert found.shape == (2, 1, VISION.d_model)
+    blank = torch.full_like(images, 7.0)
+    for i, own in enumerate(seen.tolist()):
+        for patch in own:
+            square = (
+                i,
+                slice(None),
+                slice(patch // 4 * 16, patch // 4 * 16 + 16),
+                slice(patch % 4 * 16, patch % 4 * 16 + 16),
+            )
+            blank[square] = images[square]
+    torch.testing.assert_close(model(blank, seen), found)
+    everything = torch.arange(16).flip(0).expand(2, -1)
+    torch.testing.assert_close(model(images, everything), model(images)[:, :1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(images)[:, :1], found, atol=1e-2)
+
+
 def test_wrong_picture_size_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"expected \(n, 3, 64, 64\)"):
         VisionEncoder(VISION)(torch.zeros(1, 3, 32, 32))
