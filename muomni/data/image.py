@@ -56,7 +56,7 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def places(theta: torch.Tensor, size: int) -> torch.Tensor:
-    """(n, 2, 3) affine maps -> (n, size, size, 2), as F.affine_grid without corners, in a seventh of its time."""
+    """(n, 2, 3) affine maps -> (n, size, size, 2), as F.affine_grid without corners, in about a quarter of its time."""
     at = (torch.arange(size) * 2 + 1) / size - 1.0
     columns, rows = (
         at[:, None] * theta[:, None, :, 0],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from muomni.data.image import augment, to_array, to_float
+from muomni.data.image import augment, places, to_array, to_float
 
 
 def test_to_array_keeps_the_aspect_on_white() -> None:
@@ -46,3 +46,9 @@ def test_augment_leaves_paper_white_and_moves_ink() -> None:
     # 0.12 of half a side, turned, over the smallest zoom: 2.9 pixels, and the dot's own half.
     assert (row - 16).abs().max() <= 5 and (column - 16).abs().max() <= 5
     assert (moved < 0.5).sum((1, 2, 3)).max() < 3 * 25
+
+
+def test_places_are_those_of_affine_grid() -> None:
+    theta = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(theta, [5, 3, 33, 33], align_corners=False)
+    torch.testing.assert_close(places(theta, 33), expected, atol=1e-5, rtol=1e-5)
