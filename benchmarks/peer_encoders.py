@@ -31,6 +31,7 @@ from muomni.data.audio import normalise_transcript
 from muomni.doctor import versions
 from muomni.errors import UserError
 from muomni.infer.loading import find_stage
+from muomni.metrics.retrieval import equal
 from muomni.models.vision import ContrastModel
 from muomni.settings import from_dict
 from muomni.train.schedule import learning_rate
@@ -184,7 +185,8 @@ class Comparison:
             assert isinstance(model, ContrastModel) and isinstance(peer.stage, VisionStage)
             items = peer_figures.picture_items(peer.stage, "test")
             sides = peer_figures.our_sides(peer.stage, model, items)
-            return peer_figures.retrieval_figures(peer=peer.embed(items), ours=sides, seed=seed)
+            alike = equal([(item.label, item.tags) for item in items])
+            return peer_figures.retrieval_figures(peer=peer.embed(items), ours=sides, seed=seed, alike=alike)
         rows = []
         for n in counts:
             items = peer_figures.speech_items(peer.stage, "test", n)

@@ -109,13 +109,15 @@ def picture_items(stage: VisionStage, split: Split) -> list[PictureItem]:
     return items
 
 
-def retrieval_figures(*, peer: Sides, ours: Sides, seed: int) -> list[dict[str, Any]]:
-    """R@1 and R@5 of GROUP of both in both directions, against chance."""
+def retrieval_figures(
+    *, peer: Sides, ours: Sides, seed: int, alike: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """R@1 and R@5 of GROUP of both in both directions, against chance. alike: as `recall` takes it."""
     scores = [(pictures @ captions.T).float().numpy() for pictures, captions in (peer, ours)]
     figures = []
     for name, turned in (("picture to caption", False), ("caption to picture", True)):
         for k in FIRST:
-            found = [recall(s.T if turned else s, k=k, group=GROUP) for s in scores]
+            found = [recall(s.T if turned else s, k=k, group=GROUP, alike=alike) for s in scores]
             figures.append(
                 both(
                     f"{name.replace(' ', '_')}.at_{k}",

@@ -19,7 +19,6 @@ from torch import nn
 from muomni.config import ModelConfig
 from muomni.data.audio import CTC_SYMBOLS, ctc_feasible, decode_ctc, encode_ctc
 from muomni.data.batch import permutation
-from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.image import to_float
 from muomni.data.items import PictureItem
 from muomni.errors import UserError
@@ -230,10 +229,10 @@ class ClipPeer:
     def inputs(self, items: Sequence[PictureItem]) -> dict[str, torch.Tensor]:
         """Pictures and their captions as they are."""
         size = self.stage.config.vision.image_size
-        pixels = [self.stage.source.picture(item, side=max(PICTURE_SIDE, size)) for item in items]
-        captions = [self.stage.caption(self.stage.words(item), None) for item in items]
+        pixels = [self.stage.source.picture(item, side=size) for item in items]
+        captions = [self.stage.caption(item, self.stage.chosen(item, None)) for item in items]
         return {
-            "pixel_values": to_float(torch.from_numpy(np.stack(pixels)), size),
+            "pixel_values": to_float(torch.from_numpy(np.stack(pixels))),
             "input_ids": self.collate(captions),
         }
 

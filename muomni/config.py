@@ -80,6 +80,10 @@ class ModelConfig:
             f"vision.image_size: expected a multiple of patch_size {self.vision.patch_size}, "
             f"got {self.vision.image_size}.",
         )
+        _require(
+            self.vision.patch_size % 4 == 0 or not self.vision.cell_channels,
+            f"vision.patch_size: expected a multiple of 4 with cell_channels, got {self.vision.patch_size}.",
+        )
         grid, side = math.isqrt(self.vision.n_image_tokens - 1), math.isqrt(self.vision.n_patches)
         _require(
             grid * grid == self.vision.n_image_tokens - 1 and (grid == 0 or side % grid == 0),

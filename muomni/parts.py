@@ -85,6 +85,8 @@ class VisionConfig:
     """Pixels per side."""
     patch_size: int = 16
     """Pixels per side of a patch."""
+    cell_channels: int = 0
+    """Channels of the 4 x 4 pixel cells that a patch is read by, with one layer for all cells; 0: pixels at once."""
     d_model: int
     """Width."""
     n_layers: int

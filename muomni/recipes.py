@@ -31,7 +31,9 @@ def nano() -> ModelConfig:
         thinker=ThinkerConfig(
             vocab_size=1_024, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384
         ),
-        vision=VisionConfig(image_size=112, d_model=64, n_layers=4, n_heads=2, d_ff=192, embed_dim=64),
+        vision=VisionConfig(
+            image_size=112, cell_channels=32, d_model=64, n_layers=4, n_heads=2, d_ff=192, embed_dim=64
+        ),
         audio=AudioConfig(d_model=128, n_layers=4, n_heads=4, d_ff=384),
         codec=CodecConfig(d_model=128, n_layers=2, latent_dim=64),
         talker=TalkerConfig(
@@ -97,7 +99,7 @@ _NANO: dict[str, tuple[TrainConfig, OptimConfig]] = {
         TrainConfig(steps=1_400, batch_tokens=320, batch_items=32),
         OptimConfig(lr=4e-3),
     ),
-    "vision": (TrainConfig(steps=360, batch_items=128), OptimConfig(lr=2e-3)),
+    "vision": (TrainConfig(steps=360, batch_items=128), OptimConfig(name="muon", lr=4e-3)),
     "codec": (
         TrainConfig(steps=400, batch_tokens=512, batch_items=64),
         OptimConfig(lr=2e-3),

@@ -45,6 +45,7 @@ def test_override_changes_one_setting_and_nothing_else() -> None:
         ("model.thinker.d_model=100", "multiple of 64"),
         ("model.vision.n_image_tokens=3", "k \\* k \\+ 1"),
         ("model.vision.image_size=100", "multiple of patch_size"),
+        ("model.vision.patch_size=14", "multiple of 4 with cell_channels"),
     ],
 )
 def test_bad_setting_is_one_clear_line(setting: str, expected: str) -> None:

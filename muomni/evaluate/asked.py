@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from muomni.data.audio import audio_frames
-from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.examples import Example, Places, clips, documents, fitting, pictures
 from muomni.data.image import to_float
 from muomni.data.items import DialogueFile
@@ -120,8 +119,8 @@ class Asked:
     def _see(self, index: int) -> Tensor:
         if index not in self._seen:
             size = self.session.config.vision.image_size
-            pixels = self.source.picture(self.pictures[index], side=max(PICTURE_SIDE, size))
-            self._seen[index] = self.session.engine.see(to_float(torch.from_numpy(pixels)[None], size))
+            pixels = self.source.picture(self.pictures[index], side=size)
+            self._seen[index] = self.session.engine.see(to_float(torch.from_numpy(pixels)[None]))
         return self._seen[index]
 
     def _hear(self, index: int) -> Tensor:

@@ -17,7 +17,7 @@ from muomni.evaluate.family import Case, HeldOut, Measured, spread, worst
 from muomni.evaluate.figure import ratio
 from muomni.metrics.answers import confusions
 from muomni.metrics.nearest import nearest
-from muomni.metrics.retrieval import recall
+from muomni.metrics.retrieval import equal, recall
 from muomni.models.vision import ContrastModel
 from muomni.tokens import BOS
 
@@ -46,10 +46,8 @@ def embedded_pictures(model: ContrastModel, items: Sequence[PictureItem], source
     parts = []
     for start in range(0, len(items), BATCH):
         own = items[start : start + BATCH]
-        pixels = torch.stack(
-            [torch.from_numpy(source.picture(item, side=max(PICTURE_SIDE, size))) for item in own]
-        )
-        parts.append(model.embed_images(to_float(pixels, size).to(device)))
+        pixels = torch.stack([torch.from_numpy(source.picture(item, side=size)) for item in own])
+        parts.append(model.embed_images(to_float(pixels).to(device)))
     return torch.cat(parts)
 
 
@@ -69,7 +67,10 @@ def embedded_captions(
 
 
 def evaluate_retrieval(held: HeldOut) -> Measured:
-    """R@1 and R@5 of captions in both directions, exact over all choices of distractors; groups by their names."""
+    """R@1 and R@5 of captions in both directions, exact over all choices of distractors; groups by their names.
+
+    Pictures of one thing in several styles have the same caption, which is then nobody's distractor.
+    """
     out, model = Measured(), held.contrast
     names = [
         f"retrieval.{name}"
@@ -89,9 +90,10 @@ def evaluate_retrieval(held: HeldOut) -> Measured:
         model, tokenizer, [(item.label, *(f" {tag}" for tag in item.tags)) for item in items]
     )
     scores = _cosines(pictures, captions)
+    alike = equal([(item.label, item.tags) for item in items])
     for name, matrix in (("picture to caption", scores), ("caption to picture", scores.T)):
         for k in FIRST:
-            found = recall(matrix, k=k, group=GROUP)
+            found = recall(matrix, k=k, group=GROUP, alike=alike)
             at = "at first" if k == 1 else f"among the first {k}"
             out.figures.append(
                 ratio(
@@ -102,7 +104,7 @@ def evaluate_retrieval(held: HeldOut) -> Measured:
                 )
             )  # fmt: skip
     labels = embedded_captions(model, tokenizer, [(item.label,) for item in items])
-    found = recall(_cosines(pictures, labels), group=GROUP)
+    found = recall(_cosines(pictures, labels), group=GROUP, alike=equal([item.label for item in items]))
     out.figures.append(
         ratio(
             "retrieval.zero_shot_label",

@@ -46,7 +46,7 @@ class FilmInput(NamedTuple):
 def read_picture(picture: Picture, config: ModelConfig) -> Tensor:
     """A picture as (1, 3, S, S) float32 in [-1, 1]. Raises MediaError."""
     size = config.vision.image_size
-    return to_float(torch.from_numpy(to_array(read_image(_picture_source(picture)), size))[None], size)
+    return to_float(torch.from_numpy(to_array(read_image(_picture_source(picture)), size))[None])
 
 
 def read_clip(clip: Clip, config: ModelConfig) -> Tensor:

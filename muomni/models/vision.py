@@ -14,9 +14,32 @@ from muomni.nn.init import linear, table
 from muomni.nn.rope import packed_positions, rotary_tables, segment_ids
 
 ROPE_THETA = 10_000.0
+CELL = 4
+"""Pixels a side of a cell."""
 INITIAL_SCALE = 10.0
 """Initial inverse temperature of the contrast."""
 MAX_SCALE = 100.0
+
+
+class CellPatch(nn.Module):
+    """A patch's pixels -> its vector, by way of its 4 x 4 pixel cells, which share a layer.
+
+    Source: the early convolutions of Xiao et al., "Early Convolutions Help Transformers See Better", 2021, here inside
+    the patch, so that patches that are not seen cost nothing.
+    """
+
+    def __init__(self, patch_size: int, d_model: int, *, channels: int) -> None:
+        """channels: of each cell."""
+        super().__init__()
+        self.side = patch_size // CELL
+        self.cell = linear(3 * CELL**2, channels, bias=True)
+        self.out = linear(self.side**2 * channels, d_model, bias=True)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(..., 3 * patch_size**2), as rows of 3 x patch_size x patch_size pixels -> (..., d_model)."""
+        rows = patches.reshape(-1, 3, self.side, CELL, self.side, CELL).permute(0, 2, 4, 1, 3, 5)
+        cells = F.silu(self.cell(rows.reshape(len(rows), self.side**2, -1)))
+        return self.out(cells.flatten(1)).view(*patches.shape[:-1], -1)
 
 
 class VisionEncoder(nn.Module):
@@ -27,7 +50,11 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.side = cfg.image_size // cfg.patch_size
-        self.patch = linear(3 * cfg.patch_size**2, cfg.d_model, bias=True)
+        self.patch = (
+            CellPatch(cfg.patch_size, cfg.d_model, channels=cfg.cell_channels)
+            if cfg.cell_channels
+            else linear(3 * cfg.patch_size**2, cfg.d_model, bias=True)
+        )
         self.cls = table(1, cfg.d_model, std=0.5)
         self.position = table(cfg.n_patches, cfg.d_model, std=0.5)
         self.stack = Stack(
@@ -35,9 +62,11 @@ class VisionEncoder(nn.Module):
             head_dim=cfg.d_model // cfg.n_heads, d_ff=cfg.d_ff, causal=False,
         )  # fmt: skip
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
         """images: (n, 3, S, S) float, about [-1, 1]. Returns (n, n_image_tokens, d_model): CLS, then grid.
 
+        seen: (n, m) int64, the patches that are looked at, in training: the others cost nothing, and the CLS vector
+        alone is returned, (n, 1, d_model). Source: Li et al., "Scaling Language-Image Pre-training via Masking", 2023.
         Raises ValueError for another shape.
         """
         size, n = self.cfg.image_size, len(images)
@@ -45,17 +74,21 @@ class VisionEncoder(nn.Module):
             raise ValueError(
                 f"images: expected (n, 3, {size}, {size}), got {tuple(images.shape)}; resize them first."
             )
-        x = self.patch(self._patches(images)) + self.position
+        position = self.position if seen is None else F.embedding(seen, self.position)
+        x = self.patch(self._patches(images, seen)) + position
         x = torch.cat([self.cls.expand(n, 1, -1), x], dim=1)
         seq_len = x.shape[1]
         cu_seqlens = torch.arange(n + 1, device=x.device, dtype=torch.int32) * seq_len
-        states = self.stack(x.reshape(n * seq_len, -1), None, None, cu_seqlens, seq_len)
-        return self._pool(states.view(n, seq_len, -1))
+        states = self.stack(x.reshape(n * seq_len, -1), None, None, cu_seqlens, seq_len).view(n, seq_len, -1)
+        return self._pool(states) if seen is None else states[:, :1]
 
-    def _patches(self, images: torch.Tensor) -> torch.Tensor:
+    def _patches(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
         side, patch = self.side, self.cfg.patch_size
         grid = images.reshape(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5)
-        return grid.reshape(len(images), side * side, 3 * patch * patch)
+        if seen is None:
+            return grid.reshape(len(images), side * side, 3 * patch * patch)
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        return grid[rows, seen // side, seen % side].flatten(2)
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         k = math.isqrt(self.cfg.n_image_tokens - 1)
@@ -111,9 +144,9 @@ class ContrastModel(nn.Module):
         self.image_projection = linear(cfg.d_model, cfg.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
-    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 3, S, S) -> unit rows (n, embed_dim), from the CLS vector."""
-        return F.normalize(self.image_projection(self.vision(images)[:, 0]), dim=-1)
+    def embed_images(self, images: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, 3, S, S) -> unit rows (n, embed_dim), from the CLS vector; seen: as `VisionEncoder.forward`."""
+        return F.normalize(self.image_projection(self.vision(images, seen)[:, 0]), dim=-1)
 
     def embed_texts(self, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
         """Packed captions -> unit rows (n_docs, embed_dim)."""
@@ -124,7 +157,12 @@ class ContrastModel(nn.Module):
         return self.log_scale.exp().clamp(max=MAX_SCALE)
 
     def forward(
-        self, images: torch.Tensor, ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+        self,
+        images: torch.Tensor,
+        ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        seen: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Unit image rows (n, embed_dim), unit text rows (n_docs, embed_dim), inverse temperature ()."""
-        return self.embed_images(images), self.embed_texts(ids, cu_seqlens, max_seqlen), self.scale()
+        return self.embed_images(images, seen), self.embed_texts(ids, cu_seqlens, max_seqlen), self.scale()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from muomni import recipes
 from muomni.data.audio import CTC_SYMBOLS
 from muomni.models.audio import N_CTC_SYMBOLS, AudioEncoder, CTCHead
-from muomni.models.vision import ContrastModel, TextTower, VisionEncoder
+from muomni.models.vision import CellPatch, ContrastModel, TextTower, VisionEncoder
 
 NANO = recipes.model("nano")
 AUDIO = dataclasses.replace(NANO.audio, d_model=64, n_layers=2, n_heads=2, d_ff=64)
@@ -91,6 +91,41 @@ def test_patches_hold_the_pixels_of_their_square() -> None:
     images = torch.arange(3 * 64 * 64, dtype=torch.float32).view(1, 3, 64, 64)
     patch = model._patches(images)[0, 1 * 4 + 2].view(3, 16, 16)
     assert torch.equal(patch, images[0, :, 16:32, 32:48])
+
+
+@torch.no_grad()
+def test_patches_that_are_not_seen_change_nothing() -> None:
+    torch.manual_seed(0)
+    model = VisionEncoder(VISION).eval()
+    images = torch.randn(2, 3, 64, 64)
+    seen = torch.tensor([[5, 0, 9], [2, 1, 15]])
+    found = model(images, seen)
+    assert found.shape == (2, 1, VISION.d_model)
+    blank = torch.full_like(images, 7.0)
+    for i, own in enumerate(seen.tolist()):
+        for patch in own:
+            square = (
+                i,
+                slice(None),
+                slice(patch // 4 * 16, patch // 4 * 16 + 16),
+                slice(patch % 4 * 16, patch % 4 * 16 + 16),
+            )
+            blank[square] = images[square]
+    torch.testing.assert_close(model(blank, seen), found)
+    everything = torch.arange(16).flip(0).expand(2, -1)
+    torch.testing.assert_close(model(images, everything), model(images)[:, :1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(images)[:, :1], found, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_patch_of_cells_is_two_convolutions() -> None:
+    model = CellPatch(16, 24, channels=8)
+    torch.nn.init.normal_(model.cell.bias)
+    images = torch.randn(2, 3, 16, 16)
+    cells = F.conv2d(images, model.cell.weight.view(8, 3, 4, 4), model.cell.bias, stride=4)
+    weight = model.out.weight.view(24, 4, 4, 8).permute(0, 3, 1, 2)
+    expected = F.conv2d(F.silu(cells), weight, model.out.bias).flatten(1)
+    torch.testing.assert_close(model(images.flatten(1)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_wrong_picture_size_is_an_error() -> None:

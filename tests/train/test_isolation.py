@@ -90,10 +90,10 @@ def _talker(stage: Any, model: torch.nn.Module) -> Outputs:
 def _vision(stage: Any, model: torch.nn.Module) -> Outputs:
     assert isinstance(stage, VisionStage)
     items, images = stage.read(stage.data.pictures("train"))
-    pictures = vision.to_float(images, stage.config.vision.image_size)
+    pictures = vision.to_float(images)
 
     def outputs(chosen: list[int]) -> list[torch.Tensor]:
-        captions = [stage.caption(stage.words(items[i]), None) for i in chosen]
+        captions = [stage.caption(items[i], stage.chosen(items[i], None)) for i in chosen]
         batch = vision.collate(pictures[chosen], captions, n_items=6)
         seen, said, _ = stage.embeddings(model, batch)
         return [torch.stack([seen[i], said[i]]) for i in range(len(chosen))]

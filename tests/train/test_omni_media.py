@@ -41,7 +41,7 @@ def test_pictures_of_one_example_are_shown_in_its_order_and_clips_played_in_thei
     items, size = embedded.SET.pictures("train"), stage.config.vision.image_size
     assert batch.images is not None and batch.audio_cu_seqlens is not None
     for place, i in enumerate((5, 2, 9, 2)):
-        expected = to_float(torch.from_numpy(embedded.SET.picture(items[i]))[None], size)[0]
+        expected = to_float(torch.from_numpy(embedded.SET.picture(items[i], side=size)))
         torch.testing.assert_close(batch.images[place], expected)
     assert (batch.images[4:] == 0).all()
     assert [int((d.input_ids == IMAGE).sum()) for d in found] == [3, 0, 1]
@@ -98,7 +98,7 @@ def test_pictures_are_augmented_and_writing_is_not(
     document = SimpleNamespace(image_slots=[1, 2], audio_slots=[])
     draw = torch.Generator().manual_seed(1)
     (media,) = stage.media("train", asked, [document], draw)  # type: ignore[list-item]
-    plain = to_float(pixels[None], 32)[0]
+    plain = to_float(pixels)
     assert torch.equal(media.images[0], plain) and not torch.allclose(media.images[1], plain, atol=0.1)
 
 

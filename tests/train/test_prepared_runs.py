@@ -121,11 +121,11 @@ def test_dialogues_are_learned_with_their_pictures_and_recordings(
     stored = source.file(dialogue)
     assert dialogue == item.dialogue
     picture, recording = stored[: item.dialogue.sizes[0]], stored[item.dialogue.sizes[0] :]
-    mel, size = run.model.mel, run.model.vision.image_size
+    mel = run.model.mel
     heard = audio_frames(read_audio(recording), mel, factor=run.model.audio.factor)
     assert torch.equal(media.clips[0], heard)
     seen = torch.from_numpy(to_array(read_image(picture), stage.side))
-    assert torch.equal(media.images[0], to_float(seen[None], size)[0])
+    assert torch.equal(media.images[0], to_float(seen))
 
 
 def _only(tmp_path: Path, *kinds: str, splits: tuple[str, ...] = SPLITS) -> str:

@@ -171,6 +171,16 @@ def test_room_for_pairs_that_is_empty_changes_no_contrast(n_pairs: int) -> None:
         torch.testing.assert_close(d_found, d_expected, atol=1e-5, rtol=1e-5)
 
 
+def test_what_fits_a_picture_too_is_no_distractor_of_it() -> None:
+    """Oracle: the contrast of the pictures and captions there are without the one that fits two."""
+    a, b = torch.randn(2, 4, 6).unbind()
+    also, scale = torch.zeros(4, 4, dtype=torch.bool), torch.tensor(3.0)
+    also[0, 1:], also[1:, 0] = True, True
+    found = paired_loss(a, b, torch.ones(4, dtype=torch.bool), scale=scale, also=also)
+    # Item 0 has no distractor left: its loss is 0.
+    torch.testing.assert_close(found, contrastive_loss(a[1:], b[1:], scale=scale))
+
+
 @pytest.mark.usefixtures("small_data")
 def test_an_epochs_last_pairs_lie_in_a_batch_of_the_same_shape(trained: Path, small_run: SmallRun) -> None:
     stage, model = _build(small_run("vision", batch_items=10), trained)
@@ -181,6 +191,8 @@ def test_an_epochs_last_pairs_lie_in_a_batch_of_the_same_shape(trained: Path, sm
         last.images[:4],
         [last.input_ids[a:b].tolist() for a, b in itertools.pairwise(last.cu_seqlens[:5].tolist())],
         n_items=4,
+        also=last.also[:4, :4],
+        seen=last.seen[:4],
     )
     torch.testing.assert_close(stage.losses(model, last, "main"), stage.losses(model, tight, "main"))
 

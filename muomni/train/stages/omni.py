@@ -11,7 +11,6 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.audio import audio_frames
 from muomni.data.batch import Media, Order, PackedBatch, pack, permutation
-from muomni.data.embedded import PICTURE_SIDE
 from muomni.data.examples import Clip, Example, Picture, Places, clips, documents, fitting, pictures
 from muomni.data.image import augment, to_float
 from muomni.data.items import Item, Kind, LineItem, Split
@@ -67,7 +66,7 @@ class OmniStage(StageBase):
         freeze(model.get_submodule("vision"))
         freeze(model.get_submodule("audio"))
         self.root = root
-        self.side = max(PICTURE_SIDE, cfg.vision.image_size)
+        self.side = cfg.vision.image_size
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self.data = Usable(self.quarantine, self.source, kinds=KINDS, read=self._read)
         self._clips: dict[str, tuple[Clip, ...]] = {}
@@ -198,11 +197,12 @@ class OmniStage(StageBase):
         shown = [i for e, d in zip(chosen, found, strict=True) if len(d.image_slots) for i in e.all_pictures]
         images = torch.zeros(0, 3, size, size)
         if shown:
-            images = to_float(torch.stack([self.pixels(split, picture) for picture in shown]), size)
-        if draw is not None and shown:
-            written = torch.tensor([isinstance(self.pictures(split)[i], LineItem) for i in shown])
-            # What is written can be read neither mirrored nor cut off.
-            images = torch.where(written[:, None, None, None], images, augment(images, draw))
+            pixels = torch.stack([self.pixels(split, picture) for picture in shown])
+            images = to_float(pixels)
+            if draw is not None:
+                written = torch.tensor([isinstance(self.pictures(split)[i], LineItem) for i in shown])
+                # What is written can be read neither mirrored nor cut off.
+                images = torch.where(written[:, None, None, None], images, augment(pixels, draw))
         rest = iter(images)
         return [
             Media(

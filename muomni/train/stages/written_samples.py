@@ -87,8 +87,8 @@ def vision_samples(stage: VisionStage, model: nn.Module, split: Split, folder: P
     from muomni.train.stages.vision import collate
 
     items, images = stage.read(stage.data.pictures(split)[:MOST_PICTURES])
-    captions = [stage.caption(stage.words(item), None) for item in items]
-    batch = collate(to_float(images, stage.config.vision.image_size), captions, n_items=len(items))
+    captions = [stage.caption(item, stage.chosen(item, None)) for item in items]
+    batch = collate(to_float(images), captions, n_items=len(items))
     found = stage.embeddings(model, to_device(batch, stage.device(model)))
     pictures, captions = (side.float().cpu() for side in found[:2])
     blocks, ranks = [], []
