@@ -111,7 +111,7 @@ STORY = {
             (record(1, moves=1, frames=3), "*"),
             (record(-1), "Dark in here*14"),
             (record(0, pictures=1, moves=1, frames=1), "*"),
-            (record(3, moves=1, origin=2), "*"),
+            (record(1, moves=1, origin=2), "*"),
             (record(-2, moves=1), "Aha!"),
             (record(3), "Not me!"),
         ]
@@ -174,6 +174,9 @@ def test_another_or_a_cut_file_is_refused() -> None:
         members(b"QTBA" + whole[4:])
     with pytest.raises(SourceError, match=r"QUEEN2\.JAS ends at byte"):
         members(whole[:-1])
+    cut = STORY | {"C9A.CUT": STORY["C9A.CUT"][:200]}
+    with pytest.raises(SourceError, match="a file of 180 bytes goes on beyond its end"):
+        dict(lines(members(container(cut))))
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,16 @@ def lines(found: Mapping[str, memoryview]) -> Iterator[tuple[str, Line]]:
 
 
 def _number(data: bytes, at: int) -> int:
+    if at + 2 > len(data):
+        raise SourceError(
+            f"queen.1c: a file of {len(data)} bytes goes on beyond its end; fetch its package again."
+        )
     return int.from_bytes(data[at : at + 2], "big", signed=True)
 
 
 def _string(data: bytes, at: int, align: int = 2) -> tuple[str, int]:
     """A string with its length before it, and where the next thing begins; an empty one is not aligned."""
-    length, at = data[at], at + 1
+    length, at = int.from_bytes(data[at : at + 1], "big"), at + 1
     if not length:
         return "", at
     return data[at : at + length].decode(ENCODING), -(-(at + length) // align) * align
