@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from muomni.data.audio import normalise_transcript
 from muomni.data.items import SpeechItem
+from muomni.data.prepared import PreparedDataError, open_source
 from muomni.data.wordings import wordings
 from muomni.evaluate.family import Case, HeldOut, Measured, worst
 from muomni.evaluate.figure import Figure, ratio
@@ -78,13 +79,17 @@ def _by_speaker(
     references: Sequence[str],
     hypotheses: Sequence[str],
 ) -> None:
-    """Error rates of speakers that are in the training split, and of those that are not."""
-    known = {item.speaker for item in held.source.speech("train")}
+    """Error rates of speakers that the model was trained on, and of those that it was not."""
+    known = trained_speakers(held)
+    if known is None:
+        why = "the model's training data are not all prepared here, and its voices do not name every speaker of them"
+        out.skip(why, "asr.seen_speakers.char_error_rate", "asr.unseen_speakers.char_error_rate")
+        return
     for name, seen in (("seen", True), ("unseen", False)):
         own = [i for i, item in enumerate(chosen) if (item.speaker in known) is seen]
         if not own:
             every = "none" if seen else "every one"
-            why = f"of the {len({i.speaker for i in chosen})} held-out speakers {every} is in the training split"
+            why = f"of the {len({i.speaker for i in chosen})} speakers heard {every} is one the model was trained on"
             out.skip(why, f"asr.{name}_speakers.char_error_rate")
             continue
         n_speakers = len({chosen[i].speaker for i in own})
@@ -92,6 +97,26 @@ def _by_speaker(
             held, f"asr.{name}_speakers", f"CTC, {n_speakers} {name} speakers",
             [references[i] for i in own], [hypotheses[i] for i in own],
         )  # fmt: skip
+
+
+def trained_speakers(held: HeldOut) -> set[str] | None:
+    """Who speaks in what the model was trained on, whatever it is measured on; None when that cannot be told.
+
+    Its record names the data of each stage, whose training splits are read where they are prepared; where they are not,
+    the Talker's voices name the speakers, unless there may be more of them than it has places for. A model without a
+    record is taken for one trained on the data it is measured on.
+    """
+    session = held.session
+    if not session.history:
+        return {item.speaker for item in held.source.speech("train")}
+    known, complete = set(session.voices), True
+    for names in {stage.data for stage in session.history}:
+        try:
+            known |= {item.speaker for item in open_source(names).speech("train")}
+        except PreparedDataError:
+            complete = False
+    named = 0 < len(session.voices) < session.config.talker.n_voices
+    return known if complete or named else None
 
 
 def _rates(

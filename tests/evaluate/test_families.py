@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from muomni.evaluate import asked as asked_module
 from muomni.evaluate import asr as asr_module
-from muomni.evaluate.asr import evaluate_asr
+from muomni.evaluate.asr import evaluate_asr, trained_speakers
 from muomni.evaluate.family import Case, HeldOut, Measured, spread, worst
 from muomni.evaluate.judges import Panel
 from muomni.evaluate.ocr import evaluate_ocr
@@ -20,6 +21,7 @@ from muomni.evaluate.spoken import evaluate_spoken
 from muomni.evaluate.text import evaluate_text
 from muomni.evaluate.vqa import evaluate_vqa
 from muomni.evaluate.written import Question, write
+from muomni.infer.history import Trained
 from muomni.infer.session import Session
 from muomni.tokens import EOS
 
@@ -90,6 +92,7 @@ def test_error_rates_of_the_thinker_and_by_speaker(
     spelled = iter(["one two three", "four fiv", "ten"])
     monkeypatch.setattr(session, "transcribe", lambda file: next(spelled))
     told(lambda question, picture, heard: heard.upper() + "!")
+    session.history = ()
     found = evaluate_asr(held(session, made))
     figures = by_name(found)
     # Of 13 + 9 + 9 characters one is missing, and "six seven" is seven edits from "ten".
@@ -102,6 +105,62 @@ def test_error_rates_of_the_thinker_and_by_speaker(
     assert figures["asr.thinker.own_recording"].baseline == pytest.approx(1.0, abs=0.3)
     title = "Recordings that the CTC head understands worst"
     assert [case.given for case in found.cases[title]] == ["ten", "four fiv", "one two three"]
+
+
+def trained(*data: str) -> tuple[Trained, ...]:
+    return tuple(Trained(stage="audio", data=names, steps=1, seed=0) for names in data)
+
+
+def test_speakers_are_those_of_the_data_the_model_was_trained_on_whatever_it_is_measured_on(
+    session: Session, made: Any, told: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "transcribe", lambda file: "ten")
+    told(lambda question, picture, heard: heard)
+
+    def counted() -> dict[str, int]:
+        return {
+            name.split(".")[1]: figure.n
+            for name, figure in by_name(evaluate_asr(held(session, made))).items()
+            if name.endswith("seen_speakers.char_error_rate")
+        }
+
+    # The embedded set's speakers are in its record; ann and bob are not, though ann is in the training split of what
+    # it is measured on.
+    session.history = trained("embedded")
+    assert counted() == {"unseen_speakers": 3}
+    session.engine.model.talker.voices.name(["bob"])
+    assert counted() == {"seen_speakers": 1, "unseen_speakers": 2}
+    monkeypatch.setattr(asr_module, "open_source", lambda names: made)
+    assert counted() == {"seen_speakers": 3}
+    session.engine.model.talker.voices.names.zero_()
+    assert counted() == {"seen_speakers": 2, "unseen_speakers": 1}
+
+
+def test_speakers_of_data_that_are_not_there_are_the_voices_unless_there_may_be_more(
+    session: Session, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUOMNI_DATA", str(tmp_path))
+    session.history = trained("embedded", "a-set-elsewhere")
+    assert trained_speakers(held(session, made)) is None
+    session.engine.model.talker.voices.name(["ann"])
+    known = trained_speakers(held(session, made))
+    assert known is not None and {"ann", "allison"} <= known and "bob" not in known
+    session.engine.model.talker.voices.name([f"voice {i}" for i in range(session.config.talker.n_voices)])
+    assert trained_speakers(held(session, made)) is None
+
+
+def test_figures_by_speaker_are_missing_where_speakers_of_training_cannot_be_told(
+    session: Session, made: Any, told: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "transcribe", lambda file: "ten")
+    told(lambda question, picture, heard: heard)
+    monkeypatch.setattr(asr_module, "trained_speakers", lambda held: None)
+    found = evaluate_asr(held(session, made))
+    assert "asr.char_error_rate" in by_name(found)
+    assert [one.name for one in found.missing] == [
+        "asr.seen_speakers.char_error_rate",
+        "asr.unseen_speakers.char_error_rate",
+    ]
 
 
 def test_written_answers_with_the_right_and_with_another_picture(

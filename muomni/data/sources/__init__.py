@@ -22,6 +22,7 @@ MODULES: tuple[str, ...] = (
     "public_pictures",
     "public_speech",
     "public_texts",
+    "queen",
     "sisu",
     "spoken",
     "synthesis",
