@@ -29,13 +29,15 @@ from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load
 from muomni.train.stages.spoken_samples import talker_samples
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
-from muomni.train.stages.utterances import SpokenBatch, Utterance, collate
+from muomni.train.stages.utterances import SpokenBatch, Utterance, collate, spread
 
 ADVANCE_WEIGHT = 0.2
 """Weight of the loss of the pace, a mean over frames as the code loss is one over codes."""
 NONE = torch.zeros(0, dtype=torch.int64)
-GAIN = 0.1
-"""Standard deviation of the loudness change of training recordings, normalised log-mel units."""
+SHIFT = 2
+"""Log-mel frames by which a training recording starts later, or several times as many, less than a frame of codes."""
+ENCODED_AT_ONCE = 16
+"""Recordings of about one length that the codec encodes together."""
 
 
 class TalkerStage(StageBase):
@@ -50,9 +52,10 @@ class TalkerStage(StageBase):
     batch_on_device = True
 
     def __init__(self, run: RunConfig) -> None:
-        """Both loss terms are means over their own targets."""
+        """Each loss term is a mean over its own targets."""
         super().__init__(run)
-        self.weights = {"code": 1.0, "advance": ADVANCE_WEIGHT}
+        first = 1.0 / run.model.codec.n_codebooks
+        self.weights = {"first": first, "depth": 1.0 - first, "advance": ADVANCE_WEIGHT}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The final Thinker, the codec and what CTC spells with, frozen; a new Talker."""
@@ -76,6 +79,8 @@ class TalkerStage(StageBase):
         self._orders: dict[str, Order] = {}
         self._speakers: dict[str, int] = {}
         self._of_speaker: dict[str, list[Utterance]] = {}
+        self._later: dict[int, dict[int, Utterance]] = {}
+        self._together: dict[int, list[int]] = {}
         codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
         counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
@@ -111,17 +116,16 @@ class TalkerStage(StageBase):
             found = documents(chosen, self.tokenizer, **places)
             fit = set(chosen)
             fitted = [item for item, e in zip(items, said, strict=True) if e in fit]
-            made = [
-                Utterance(
-                    log_mel=mel,
-                    codes=self.encode([mel])[0],
-                    text=text,
-                    begins=NONE,
-                    places=NONE,
-                    speaker=item.speaker,
-                )
+            read = [
+                (mel, text, item.speaker)
                 for item, text in zip(fitted, self._texts(found), strict=True)
                 if (mel := self.data.value(item)) is not None
+            ]
+            made = [
+                Utterance(log_mel=mel, codes=codes, text=text, begins=NONE, places=NONE, speaker=speaker)
+                for (mel, text, speaker), codes in zip(
+                    read, self.encode([mel for mel, *_ in read]), strict=True
+                )
             ]
             usable = self._timed(made)
             self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
@@ -134,27 +138,48 @@ class TalkerStage(StageBase):
     def encode(self, mels: list[torch.Tensor]) -> list[torch.Tensor]:
         """Codes (K, T) of normalised log-mels (n_frames, n_mels); the codec is causal, so padding is harmless."""
         stacked = [stack_frames(mel, self.config.mel, factor=self.config.codec.factor) for mel in mels]
-        padded = nn.utils.rnn.pad_sequence(stacked, batch_first=True).to(self.device(self._model))
-        codes = part(self._model, "codec", Codec).encode(padded).cpu()
-        return [own[:, : len(frames)] for own, frames in zip(codes, stacked, strict=True)]
+        codec, device = part(self._model, "codec", Codec), self.device(self._model)
+        order = sorted(range(len(mels)), key=lambda i: len(stacked[i]))
+        result: dict[int, torch.Tensor] = {}
+        for chosen in (order[at : at + ENCODED_AT_ONCE] for at in range(0, len(order), ENCODED_AT_ONCE)):
+            padded = nn.utils.rnn.pad_sequence([stacked[i] for i in chosen], batch_first=True)
+            for i, codes in zip(chosen, codec.encode(padded.to(device)).cpu(), strict=True):
+                result[i] = codes[:, : len(stacked[i])].contiguous()
+        return [result[i] for i in range(len(mels))]
 
-    def varied(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
-        """The same recordings a little later and louder or softer: other codes of the same speech.
+    def varied(self, row: list[int], draw: torch.Generator) -> list[Utterance]:
+        """Training recordings a little later: other codes of the same speech.
 
         A start shifted by less than a code frame puts every frame's borders elsewhere, so that the few
         recordings there are cannot be learnt by heart.
         """
-        shifts = torch.randint(self.config.codec.factor, (len(made),), generator=draw).tolist()
-        gains = (GAIN * torch.randn(len(made), generator=draw)).tolist()
-        mels = [
-            torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) + gain
-            for u, shift, gain in zip(made, shifts, gains, strict=True)
-        ]
-        factor = self.config.codec.factor
-        return [
-            replace(u, codes=codes, places=walk(u.begins, codes.shape[1], factor=factor, shift=shift))
-            for u, codes, shift in zip(made, self.encode(mels), shifts, strict=True)
-        ]
+        n_shifts = -(-self.config.codec.factor // SHIFT)
+        shifts = (SHIFT * torch.randint(n_shifts, (len(row),), generator=draw)).tolist()
+        return [self._shifted(i, shift) for i, shift in zip(row, shifts, strict=True)]
+
+    def _shifted(self, i: int, shift: int) -> Utterance:
+        """Training recording i that much later. Encoded once, always with the same others: to the bit the same codes."""
+        made = self.utterances("train")
+        if not shift:
+            return made[i]
+        later, factor = self._later.setdefault(shift, {}), self.config.codec.factor
+        if i not in later:
+            group = self._groups()[i]
+            mels = [torch.cat([made[j].log_mel[:1].expand(shift, -1), made[j].log_mel]) for j in group]
+            for j, codes in zip(group, self.encode(mels), strict=True):
+                places = walk(made[j].begins, codes.shape[1], factor=factor, shift=shift)
+                later[j] = replace(made[j], codes=codes, places=places)
+        return later[i]
+
+    def _groups(self) -> dict[int, list[int]]:
+        """The training recordings that each is encoded with, itself among them."""
+        if not self._together:
+            made = self.utterances("train")
+            order = sorted(range(len(made)), key=lambda i: len(made[i].log_mel))
+            for at in range(0, len(order), ENCODED_AT_ONCE):
+                group = order[at : at + ENCODED_AT_ONCE]
+                self._together |= dict.fromkeys(group, group)
+        return self._together
 
     def voiced(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
         """Half of them told by their speaker's number, a quarter by another recording of the speaker, a quarter not."""
@@ -230,13 +255,15 @@ class TalkerStage(StageBase):
         return self._orders[split]
 
     def batch(self, position: int, parts: int = 1) -> list[SpokenBatch]:
-        """Utterances, each a little later and louder or softer."""
+        """Utterances, each a little later."""
         made, order = self.utterances("train"), self.order("train")
         row = order.at(position)
         chosen = [made[i] for i in row]
         if self.run.train.augment:
             draw = generator(self.run.seed, 3, position)
-            chosen = self.noisy(self.voiced(self.varied(chosen, draw), draw), position, draw)
+            chosen = self.noisy(self.voiced(self.varied(row, draw), draw), position, draw)
+        luck = float(torch.rand((), generator=generator(self.run.seed, 4, position)))
+        chosen = spread(chosen, share := self.config.talker.depth_share, luck)
         own = dict(zip(row, chosen, strict=True))
         (n_steps,), n_items = order.room(parts)
         longest = self.config.max_audio_tokens + 1 + self.config.talker.delay
@@ -247,6 +274,7 @@ class TalkerStage(StageBase):
                 n_steps=n_steps,
                 n_items=n_items,
                 longest=longest,
+                depth_share=share,
             )
             for piece in order.pieces(row, parts)
         ]
@@ -262,8 +290,8 @@ class TalkerStage(StageBase):
             )  # fmt: skip
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
-        """Codes and frames."""
-        return {"code": n_targets(batch.labels), "advance": batch.n_frames}
+        """Codes of codebook 0, codes of the others, and frames."""
+        return {"first": batch.n_frames, "depth": n_targets(batch.deep_labels), "advance": batch.n_frames}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
         """Queries of codes and hidden states: `Talker.packed`."""
@@ -271,14 +299,22 @@ class TalkerStage(StageBase):
         text = talker.script(batch.states, batch.embeds, batch.around, batch.waited)
         condition = text + talker.voices(batch.voice, batch.heard)[batch.utterance]
         return talker.packed(
-            batch.codes, batch.told, condition, batch.positions, batch.cu_seqlens, batch.max_seqlen
+            batch.codes,
+            batch.told,
+            condition,
+            batch.positions,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            deep=batch.deep,
         )
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
-        """Summed cross entropy of the codes; that of advancing."""
+        """Summed cross entropy of codebook 0 and of the others; that of advancing."""
         out, talker = self.forward(model, batch), part(model, "talker", Talker)
-        code, _ = talker.codes.cross_entropy(out["queries"], batch.labels)
-        return {"code": code.sum(), "advance": talker.advance_cross_entropy(out["hidden"], batch.advance)}
+        first, _ = talker.codes.cross_entropy(out["first"], batch.labels)
+        depth, _ = talker.codes.cross_entropy(out["depth"], batch.deep_labels, start=1)
+        advance = talker.advance_cross_entropy(out["hidden"], batch.advance)
+        return {"first": first.sum(), "depth": depth.sum(), "advance": advance}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Steps that are not padding, and all."""
