@@ -13,6 +13,7 @@ import torch
 from muomni.config import RunConfig
 from muomni.data.batch import pack
 from muomni.models.thinker import Thinker
+from muomni.tokens import IGNORE_INDEX
 from muomni.train.stage import part
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages import utterances, vision

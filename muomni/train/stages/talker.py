@@ -158,7 +158,7 @@ class TalkerStage(StageBase):
         return [self._shifted(i, shift) for i, shift in zip(row, shifts, strict=True)]
 
     def _shifted(self, i: int, shift: int) -> Utterance:
-        """Training recording i that much later. Encoded once, always with the same others: to the bit the same codes."""
+        """Training recording i that much later; encoded once, always with the same others, so to the bit alike."""
         made = self.utterances("train")
         if not shift:
             return made[i]
