@@ -111,7 +111,7 @@ def test_a_recording_that_starts_later_has_the_codes_of_one(trained: Path, small
     """Oracle: the codec's codes of the log-mel with its first frame repeated, alone."""
     stage, model = _built(small_run("talker"), trained, share=1.0)
     made, draw = stage.utterances("train"), torch.Generator().manual_seed(0)
-    rows = [stage.varied(list(range(len(made))), draw) for _ in range(12)]
+    rows = [stage.varied(list(range(len(made))), draw) for _ in range(40)]
     seen = {u.codes.shape[1] - made[0].codes.shape[1] for (u, *_) in rows}
     assert seen <= {0, 1}
     found = {tuple(row[0].codes.flatten().tolist()) for row in rows}
@@ -122,3 +122,6 @@ def test_a_recording_that_starts_later_has_the_codes_of_one(trained: Path, small
         codes = part(model, "codec", Codec).encode(frames[None])[0]
         expected.add(tuple(codes.flatten().tolist()))
     assert found == expected
+    # Speaking starts as the recordings do: half of them stay as they are.
+    same = [torch.equal(u.codes, made[i].codes) for row in rows for i, u in enumerate(row)]
+    assert abs(sum(same) / len(same) - 0.5) < 0.1

@@ -148,14 +148,17 @@ class TalkerStage(StageBase):
         return [result[i] for i in range(len(mels))]
 
     def varied(self, row: list[int], draw: torch.Generator) -> list[Utterance]:
-        """Training recordings a little later: other codes of the same speech.
+        """Training recordings, half of them a little later: other codes of the same speech.
 
         A start shifted by less than a code frame puts every frame's borders elsewhere, so that the few
-        recordings there are cannot be learnt by heart.
+        recordings there are cannot be learnt by heart. Speaking starts as recordings do, so half are left as they are.
         """
-        n_shifts = -(-self.config.codec.factor // SHIFT)
-        shifts = (SHIFT * torch.randint(n_shifts, (len(row),), generator=draw)).tolist()
-        return [self._shifted(i, shift) for i, shift in zip(row, shifts, strict=True)]
+        shifts = range(SHIFT, self.config.codec.factor, SHIFT)
+        lots = torch.randint(max(1, 2 * len(shifts)), (len(row),), generator=draw).tolist()
+        return [
+            self._shifted(i, shifts[lot] if lot < len(shifts) else 0)
+            for i, lot in zip(row, lots, strict=True)
+        ]
 
     def _shifted(self, i: int, shift: int) -> Utterance:
         """Training recording i that much later; encoded once, always with the same others, so to the bit alike."""
@@ -255,7 +258,7 @@ class TalkerStage(StageBase):
         return self._orders[split]
 
     def batch(self, position: int, parts: int = 1) -> list[SpokenBatch]:
-        """Utterances, each a little later."""
+        """Utterances, some a little later."""
         made, order = self.utterances("train"), self.order("train")
         row = order.at(position)
         chosen = [made[i] for i in row]
