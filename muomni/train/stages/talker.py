@@ -34,8 +34,6 @@ from muomni.train.stages.utterances import SpokenBatch, Utterance, collate, spre
 ADVANCE_WEIGHT = 0.2
 """Weight of the loss of the pace, a mean over frames as the code loss is one over codes."""
 NONE = torch.zeros(0, dtype=torch.int64)
-SHIFT = 2
-"""Log-mel frames by which a training recording starts later, or several times as many, less than a frame of codes."""
 ENCODED_AT_ONCE = 16
 """Recordings of about one length that the codec encodes together."""
 
@@ -79,8 +77,8 @@ class TalkerStage(StageBase):
         self._orders: dict[str, Order] = {}
         self._speakers: dict[str, int] = {}
         self._of_speaker: dict[str, list[Utterance]] = {}
-        self._later: dict[int, dict[int, Utterance]] = {}
-        self._together: dict[int, list[int]] = {}
+        # Once, not at every step: the codec would take more of it than the Talker.
+        self._later = self._half_a_frame_later(self.utterances("train")) if run.train.augment else []
         codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
         counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
@@ -148,41 +146,25 @@ class TalkerStage(StageBase):
         return [result[i] for i in range(len(mels))]
 
     def varied(self, row: list[int], draw: torch.Generator) -> list[Utterance]:
-        """Training recordings, half of them a little later: other codes of the same speech.
+        """Training recordings, half of them half a code frame later: other codes of the same speech.
 
-        A start shifted by less than a code frame puts every frame's borders elsewhere, so that the few
-        recordings there are cannot be learnt by heart. Speaking starts as recordings do, so half are left as they are.
+        Every frame's borders lie elsewhere then, so that the few recordings there are cannot be learnt by heart.
+        Speaking starts as recordings do, so half are left as they are.
         """
-        shifts = range(SHIFT, self.config.codec.factor, SHIFT)
-        lots = torch.randint(max(1, 2 * len(shifts)), (len(row),), generator=draw).tolist()
+        later = (torch.rand(len(row), generator=draw) < 0.5).tolist()
         return [
-            self._shifted(i, shifts[lot] if lot < len(shifts) else 0)
-            for i, lot in zip(row, lots, strict=True)
+            (self._later if late else self.utterances("train"))[i] for i, late in zip(row, later, strict=True)
         ]
 
-    def _shifted(self, i: int, shift: int) -> Utterance:
-        """Training recording i that much later; encoded once, always with the same others, so to the bit alike."""
-        made = self.utterances("train")
-        if not shift:
-            return made[i]
-        later, factor = self._later.setdefault(shift, {}), self.config.codec.factor
-        if i not in later:
-            group = self._groups()[i]
-            mels = [torch.cat([made[j].log_mel[:1].expand(shift, -1), made[j].log_mel]) for j in group]
-            for j, codes in zip(group, self.encode(mels), strict=True):
-                places = walk(made[j].begins, codes.shape[1], factor=factor, shift=shift)
-                later[j] = replace(made[j], codes=codes, places=places)
-        return later[i]
-
-    def _groups(self) -> dict[int, list[int]]:
-        """The training recordings that each is encoded with, itself among them."""
-        if not self._together:
-            made = self.utterances("train")
-            order = sorted(range(len(made)), key=lambda i: len(made[i].log_mel))
-            for at in range(0, len(order), ENCODED_AT_ONCE):
-                group = order[at : at + ENCODED_AT_ONCE]
-                self._together |= dict.fromkeys(group, group)
-        return self._together
+    def _half_a_frame_later(self, made: list[Utterance]) -> list[Utterance]:
+        """Recordings whose first log-mel frame is repeated for half a code frame."""
+        factor = self.config.codec.factor
+        shift = factor // 2
+        codes = self.encode([torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) for u in made])
+        return [
+            replace(u, codes=own, places=walk(u.begins, own.shape[1], factor=factor, shift=shift))
+            for u, own in zip(made, codes, strict=True)
+        ]
 
     def voiced(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
         """Half of them told by their speaker's number, a quarter by another recording of the speaker, a quarter not."""
@@ -258,7 +240,7 @@ class TalkerStage(StageBase):
         return self._orders[split]
 
     def batch(self, position: int, parts: int = 1) -> list[SpokenBatch]:
-        """Utterances, some a little later."""
+        """Utterances, some half a frame later."""
         made, order = self.utterances("train"), self.order("train")
         row = order.at(position)
         chosen = [made[i] for i in row]
