@@ -133,16 +133,20 @@ class TalkerStage(StageBase):
         return self._utterances[split]
 
     @torch.no_grad()
-    def encode(self, mels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Codes (K, T) of normalised log-mels (n_frames, n_mels); the codec is causal, so padding is harmless."""
-        stacked = [stack_frames(mel, self.config.mel, factor=self.config.codec.factor) for mel in mels]
-        codec, device = part(self._model, "codec", Codec), self.device(self._model)
-        order = sorted(range(len(mels)), key=lambda i: len(stacked[i]))
+    def encode(self, mels: list[torch.Tensor], *, shift: int = 0) -> list[torch.Tensor]:
+        """Codes (K, T) of normalised log-mels (n_frames, n_mels), `shift` times their first frame before each.
+
+        The codec is causal, so padding is harmless.
+        """
+        codec, device, cfg = part(self._model, "codec", Codec), self.device(self._model), self.config
+        order = sorted(range(len(mels)), key=lambda i: len(mels[i]))
         result: dict[int, torch.Tensor] = {}
         for chosen in (order[at : at + ENCODED_AT_ONCE] for at in range(0, len(order), ENCODED_AT_ONCE)):
-            padded = nn.utils.rnn.pad_sequence([stacked[i] for i in chosen], batch_first=True)
-            for i, codes in zip(chosen, codec.encode(padded.to(device)).cpu(), strict=True):
-                result[i] = codes[:, : len(stacked[i])].contiguous()
+            later = [torch.cat([mels[i][:1].expand(shift, -1), mels[i]]) for i in chosen]
+            stacked = [stack_frames(mel, cfg.mel, factor=cfg.codec.factor) for mel in later]
+            padded = nn.utils.rnn.pad_sequence(stacked, batch_first=True).to(device)
+            for i, codes, frames in zip(chosen, codec.encode(padded).cpu(), stacked, strict=True):
+                result[i] = codes[:, : len(frames)].contiguous()
         return [result[i] for i in range(len(mels))]
 
     def varied(self, row: list[int], draw: torch.Generator) -> list[Utterance]:
@@ -160,7 +164,7 @@ class TalkerStage(StageBase):
         """Recordings whose first log-mel frame is repeated for half a code frame."""
         factor = self.config.codec.factor
         shift = factor // 2
-        codes = self.encode([torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) for u in made])
+        codes = self.encode([u.log_mel for u in made], shift=shift)
         return [
             replace(u, codes=own, places=walk(u.begins, own.shape[1], factor=factor, shift=shift))
             for u, own in zip(made, codes, strict=True)
