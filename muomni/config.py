@@ -94,6 +94,10 @@ class ModelConfig:
             self.talker.delay in (0, 1), f"talker.delay: expected 0 or 1 frame, got {self.talker.delay}."
         )
         _require(
+            0 < self.talker.depth_share <= 1,
+            f"talker.depth_share: expected a share above 0, at most 1, got {self.talker.depth_share}.",
+        )
+        _require(
             self.audio.factor == self.codec.factor,
             f"codec.factor: expected audio.factor {self.audio.factor} (one frame rate), got {self.codec.factor}.",
         )

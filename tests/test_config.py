@@ -46,6 +46,7 @@ def test_override_changes_one_setting_and_nothing_else() -> None:
         ("model.vision.n_image_tokens=3", "k \\* k \\+ 1"),
         ("model.vision.image_size=100", "multiple of patch_size"),
         ("model.vision.patch_size=14", "multiple of 4 with cell_channels"),
+        ("model.talker.depth_share=0", "a share above 0, at most 1"),
     ],
 )
 def test_bad_setting_is_one_clear_line(setting: str, expected: str) -> None:
@@ -126,6 +127,7 @@ def test_what_shapes_a_model_is_all_but_what_training_alone_reads() -> None:
     }  # fmt: skip
     assert left_out == {
         "thinker.balance_weight", "thinker.dropout", "audio.dropout", "talker.dropout", "talker.noise",
+        "talker.depth_share",
         "codec.ema_decay", "codec.commitment_weight", "codec.scales_weight", "codec.adversarial_from",
         "codec.d_discriminator", "vocoder.adversarial_from", "vocoder.d_discriminator",
     }  # fmt: skip

@@ -30,6 +30,8 @@ def begins(
         i for i, (clip, own) in enumerate(zip(clips, spelled, strict=True))
         if len(own) <= MAX_ADVANCE * (len(clip) - 1) and _fits(own[own != _BLANK], len(clip) * head.expand)
     ]  # fmt: skip
+    # The best paths of clips of one length take the fewest steps.
+    able.sort(key=lambda i: len(clips[i]))
     for chosen in (able[at : at + CLIPS_AT_ONCE] for at in range(0, len(able), CLIPS_AT_ONCE)):
         lengths = torch.tensor([len(clips[i]) for i in chosen])
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)

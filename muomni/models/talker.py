@@ -134,14 +134,18 @@ class CodeSpace(nn.Module):
         """Queries (B, latent_dim) -> (B, codebook_size)."""
         return queries @ self.books[level].T * self.scale[level] + self.bias[level]
 
-    def cross_entropy(self, queries: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed nats and the number of labels that count, of each codebook, (K,) both; holds no logits.
+    def cross_entropy(
+        self, queries: torch.Tensor, labels: torch.Tensor, *, start: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed nats and the number of labels that count, of each codebook, (k,) both; holds no logits.
 
-        queries: (..., K, latent_dim); labels: (..., K) int64, IGNORE_INDEX for no target.
+        queries: (..., k, latent_dim), of codebooks start..start + k - 1; labels: (..., k) int64, IGNORE_INDEX for no
+        target.
         """
-        scaled = queries.flatten(0, -3) * self.scale[:, None]
+        own = slice(start, start + labels.shape[-1])
+        scaled = queries.flatten(0, -3) * self.scale[own, None]
         return linear_cross_entropy(
-            scaled, self.books, labels.flatten(0, -2), bias=self.bias, ignore_index=IGNORE_INDEX
+            scaled, self.books[own], labels.flatten(0, -2), bias=self.bias[own], ignore_index=IGNORE_INDEX
         )
 
 
@@ -250,7 +254,8 @@ class Talker(nn.Module):
         positions = torch.arange(n_steps, device=codes.device).repeat(n_batch)
         cu_seqlens = torch.arange(n_batch + 1, device=codes.device, dtype=torch.int32) * n_steps
         out = self.packed(rows, rows, condition.flatten(0, 1), positions, cu_seqlens, n_steps)
-        return {name: value.unflatten(0, (n_batch, n_steps))[:, :n_frames] for name, value in out.items()}
+        found = {"queries": torch.cat([out["first"], out["depth"]], dim=1), "hidden": out["hidden"]}
+        return {name: value.unflatten(0, (n_batch, n_steps))[:, :n_frames] for name, value in found.items()}
 
     def packed(
         self,
@@ -260,15 +265,17 @@ class Talker(nn.Module):
         positions: torch.Tensor,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
+        *,
+        deep: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Teacher-forced training on utterances one after another, each of its frames and `delay` steps more.
 
         codes: (N, K) int64, of the frame of each step; told: (N, K), what later steps are told of it;
         condition: (N, d_model); positions: (N,) int64, starting at 0 in every utterance; cu_seqlens, max_seqlen: of
-        steps. Returns what `forward` does, (N, K, latent_dim) and (N, d_model); of the steps behind an
-        utterance's last frame it is meaningless.
+        steps; deep: (M,) int64, the steps whose codebooks 1.. are wanted, None for all.
+        Returns first (N, 1, latent_dim) and depth (M, K - 1, latent_dim), the queries of codebook 0 and of the others,
+        and hidden (N, d_model); of the steps behind an utterance's last frame they are meaningless.
         """
-        latents = self.codes.latents(codes)
         whole = self.from_latent(self.codes.latents(told)[:, -1])
         at = positions[:, None]
         zero = whole.new_zeros(())
@@ -280,11 +287,11 @@ class Talker(nn.Module):
             before = before + torch.where(at >= 1, first.roll(1, 0), zero)
             before = before + torch.where(at >= 2, whole.roll(2, 0), zero)
         hidden = self.stack(before + condition, *self._rotary.tables(positions), cu_seqlens, max_seqlen)
-        rest = self.depth(hidden.roll(-self.cfg.delay, 0), latents[:, :-1])
-        return {
-            "queries": torch.cat([self.query(hidden)[:, None], rest], dim=1),
-            "hidden": hidden,
-        }
+        states = hidden.roll(-self.cfg.delay, 0)
+        if deep is not None:
+            states, codes = states.index_select(0, deep), codes.index_select(0, deep)
+        depth = self.depth(states, self.codes.latents(codes)[:, :-1])
+        return {"first": self.query(hidden)[:, None], "depth": depth, "hidden": hidden}
 
     def mean_advance(self, hidden: torch.Tensor) -> torch.Tensor:
         """How many characters to move on by after each frame: (..., d_model) -> (...), means."""

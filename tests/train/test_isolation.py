@@ -13,6 +13,7 @@ import torch
 from muomni.config import RunConfig
 from muomni.data.batch import pack
 from muomni.models.thinker import Thinker
+from muomni.tokens import IGNORE_INDEX
 from muomni.train.stage import part
 from muomni.train.stages import stage as make_stage
 from muomni.train.stages import utterances, vision
@@ -80,7 +81,10 @@ def _talker(stage: Any, model: torch.nn.Module) -> Outputs:
     def outputs(chosen: list[int]) -> list[torch.Tensor]:
         batch = utterances.collate([made[i] for i in chosen], delay=1, n_steps=256, n_items=6, longest=130)
         out = stage.forward(model, batch)
-        values = torch.cat([out["queries"].flatten(1), out["hidden"]], dim=1)
+        depth = torch.zeros(len(batch.codes), out["depth"][0].numel())
+        n_deep = int((batch.deep_labels[:, 0] != IGNORE_INDEX).sum())
+        depth[batch.deep[:n_deep]] = out["depth"][:n_deep].flatten(1)
+        values = torch.cat([out["first"][:, 0], depth, out["hidden"]], dim=1)
         # The step behind its last frame says nothing.
         return [own[:-1] for own in _cut(values, batch.cu_seqlens, len(chosen))]
 

@@ -29,13 +29,13 @@ from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load
 from muomni.train.stages.spoken_samples import talker_samples
 from muomni.train.stages.talker_figures import figures
 from muomni.train.stages.text import load_tokenizer
-from muomni.train.stages.utterances import SpokenBatch, Utterance, collate
+from muomni.train.stages.utterances import SpokenBatch, Utterance, collate, spread
 
 ADVANCE_WEIGHT = 0.2
 """Weight of the loss of the pace, a mean over frames as the code loss is one over codes."""
 NONE = torch.zeros(0, dtype=torch.int64)
-GAIN = 0.1
-"""Standard deviation of the loudness change of training recordings, normalised log-mel units."""
+ENCODED_AT_ONCE = 16
+"""Recordings of about one length that the codec encodes together."""
 
 
 class TalkerStage(StageBase):
@@ -50,9 +50,10 @@ class TalkerStage(StageBase):
     batch_on_device = True
 
     def __init__(self, run: RunConfig) -> None:
-        """Both loss terms are means over their own targets."""
+        """Each loss term is a mean over its own targets."""
         super().__init__(run)
-        self.weights = {"code": 1.0, "advance": ADVANCE_WEIGHT}
+        first = 1.0 / run.model.codec.n_codebooks
+        self.weights = {"first": first, "depth": 1.0 - first, "advance": ADVANCE_WEIGHT}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
         """The final Thinker, the codec and what CTC spells with, frozen; a new Talker."""
@@ -76,6 +77,8 @@ class TalkerStage(StageBase):
         self._orders: dict[str, Order] = {}
         self._speakers: dict[str, int] = {}
         self._of_speaker: dict[str, list[Utterance]] = {}
+        # Once, not at every step: the codec would take more of it than the Talker.
+        self._later = self._half_a_frame_later(self.utterances("train")) if run.train.augment else []
         codes = torch.cat([u.codes for u in self.utterances("train")], dim=1)
         counts = torch.stack([torch.bincount(level, minlength=cfg.codec.codebook_size) for level in codes])
         part(model, "talker", Talker).codes.tie(part(model, "codec", Codec).quantizer.codebooks, counts)
@@ -111,17 +114,16 @@ class TalkerStage(StageBase):
             found = documents(chosen, self.tokenizer, **places)
             fit = set(chosen)
             fitted = [item for item, e in zip(items, said, strict=True) if e in fit]
-            made = [
-                Utterance(
-                    log_mel=mel,
-                    codes=self.encode([mel])[0],
-                    text=text,
-                    begins=NONE,
-                    places=NONE,
-                    speaker=item.speaker,
-                )
+            read = [
+                (mel, text, item.speaker)
                 for item, text in zip(fitted, self._texts(found), strict=True)
                 if (mel := self.data.value(item)) is not None
+            ]
+            made = [
+                Utterance(log_mel=mel, codes=codes, text=text, begins=NONE, places=NONE, speaker=speaker)
+                for (mel, text, speaker), codes in zip(
+                    read, self.encode([mel for mel, *_ in read]), strict=True
+                )
             ]
             usable = self._timed(made)
             self.quarantine.dropped[split] = len(self.data.speech(split)) - len(usable)
@@ -131,29 +133,41 @@ class TalkerStage(StageBase):
         return self._utterances[split]
 
     @torch.no_grad()
-    def encode(self, mels: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Codes (K, T) of normalised log-mels (n_frames, n_mels); the codec is causal, so padding is harmless."""
-        stacked = [stack_frames(mel, self.config.mel, factor=self.config.codec.factor) for mel in mels]
-        padded = nn.utils.rnn.pad_sequence(stacked, batch_first=True).to(self.device(self._model))
-        codes = part(self._model, "codec", Codec).encode(padded).cpu()
-        return [own[:, : len(frames)] for own, frames in zip(codes, stacked, strict=True)]
+    def encode(self, mels: list[torch.Tensor], *, shift: int = 0) -> list[torch.Tensor]:
+        """Codes (K, T) of normalised log-mels (n_frames, n_mels), `shift` times their first frame before each.
 
-    def varied(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
-        """The same recordings a little later and louder or softer: other codes of the same speech.
-
-        A start shifted by less than a code frame puts every frame's borders elsewhere, so that the few
-        recordings there are cannot be learnt by heart.
+        The codec is causal, so padding is harmless.
         """
-        shifts = torch.randint(self.config.codec.factor, (len(made),), generator=draw).tolist()
-        gains = (GAIN * torch.randn(len(made), generator=draw)).tolist()
-        mels = [
-            torch.cat([u.log_mel[:1].expand(shift, -1), u.log_mel]) + gain
-            for u, shift, gain in zip(made, shifts, gains, strict=True)
-        ]
-        factor = self.config.codec.factor
+        codec, device, cfg = part(self._model, "codec", Codec), self.device(self._model), self.config
+        order = sorted(range(len(mels)), key=lambda i: len(mels[i]))
+        result: dict[int, torch.Tensor] = {}
+        for chosen in (order[at : at + ENCODED_AT_ONCE] for at in range(0, len(order), ENCODED_AT_ONCE)):
+            later = [torch.cat([mels[i][:1].expand(shift, -1), mels[i]]) for i in chosen]
+            stacked = [stack_frames(mel, cfg.mel, factor=cfg.codec.factor) for mel in later]
+            padded = nn.utils.rnn.pad_sequence(stacked, batch_first=True).to(device)
+            for i, codes, frames in zip(chosen, codec.encode(padded).cpu(), stacked, strict=True):
+                result[i] = codes[:, : len(frames)].contiguous()
+        return [result[i] for i in range(len(mels))]
+
+    def varied(self, row: list[int], draw: torch.Generator) -> list[Utterance]:
+        """Training recordings, half of them half a code frame later: other codes of the same speech.
+
+        Every frame's borders lie elsewhere then, so that the few recordings there are cannot be learnt by heart.
+        Speaking starts as recordings do, so half are left as they are.
+        """
+        later = (torch.rand(len(row), generator=draw) < 0.5).tolist()
         return [
-            replace(u, codes=codes, places=walk(u.begins, codes.shape[1], factor=factor, shift=shift))
-            for u, codes, shift in zip(made, self.encode(mels), shifts, strict=True)
+            (self._later if late else self.utterances("train"))[i] for i, late in zip(row, later, strict=True)
+        ]
+
+    def _half_a_frame_later(self, made: list[Utterance]) -> list[Utterance]:
+        """Recordings whose first log-mel frame is repeated for half a code frame."""
+        factor = self.config.codec.factor
+        shift = factor // 2
+        codes = self.encode([u.log_mel for u in made], shift=shift)
+        return [
+            replace(u, codes=own, places=walk(u.begins, own.shape[1], factor=factor, shift=shift))
+            for u, own in zip(made, codes, strict=True)
         ]
 
     def voiced(self, made: list[Utterance], draw: torch.Generator) -> list[Utterance]:
@@ -230,13 +244,15 @@ class TalkerStage(StageBase):
         return self._orders[split]
 
     def batch(self, position: int, parts: int = 1) -> list[SpokenBatch]:
-        """Utterances, each a little later and louder or softer."""
+        """Utterances, some half a frame later."""
         made, order = self.utterances("train"), self.order("train")
         row = order.at(position)
         chosen = [made[i] for i in row]
         if self.run.train.augment:
             draw = generator(self.run.seed, 3, position)
-            chosen = self.noisy(self.voiced(self.varied(chosen, draw), draw), position, draw)
+            chosen = self.noisy(self.voiced(self.varied(row, draw), draw), position, draw)
+        luck = float(torch.rand((), generator=generator(self.run.seed, 4, position)))
+        chosen = spread(chosen, share := self.config.talker.depth_share, luck)
         own = dict(zip(row, chosen, strict=True))
         (n_steps,), n_items = order.room(parts)
         longest = self.config.max_audio_tokens + 1 + self.config.talker.delay
@@ -247,6 +263,7 @@ class TalkerStage(StageBase):
                 n_steps=n_steps,
                 n_items=n_items,
                 longest=longest,
+                depth_share=share,
             )
             for piece in order.pieces(row, parts)
         ]
@@ -262,8 +279,8 @@ class TalkerStage(StageBase):
             )  # fmt: skip
 
     def counts(self, batch: SpokenBatch) -> dict[str, torch.Tensor | int]:
-        """Codes and frames."""
-        return {"code": n_targets(batch.labels), "advance": batch.n_frames}
+        """Codes of codebook 0, codes of the others, and frames."""
+        return {"first": batch.n_frames, "depth": n_targets(batch.deep_labels), "advance": batch.n_frames}
 
     def forward(self, model: nn.Module, batch: SpokenBatch) -> dict[str, torch.Tensor]:
         """Queries of codes and hidden states: `Talker.packed`."""
@@ -271,14 +288,22 @@ class TalkerStage(StageBase):
         text = talker.script(batch.states, batch.embeds, batch.around, batch.waited)
         condition = text + talker.voices(batch.voice, batch.heard)[batch.utterance]
         return talker.packed(
-            batch.codes, batch.told, condition, batch.positions, batch.cu_seqlens, batch.max_seqlen
+            batch.codes,
+            batch.told,
+            condition,
+            batch.positions,
+            batch.cu_seqlens,
+            batch.max_seqlen,
+            deep=batch.deep,
         )
 
     def losses(self, model: nn.Module, batch: SpokenBatch, phase: str) -> dict[str, torch.Tensor]:
-        """Summed cross entropy of the codes; that of advancing."""
+        """Summed cross entropy of codebook 0 and of the others; that of advancing."""
         out, talker = self.forward(model, batch), part(model, "talker", Talker)
-        code, _ = talker.codes.cross_entropy(out["queries"], batch.labels)
-        return {"code": code.sum(), "advance": talker.advance_cross_entropy(out["hidden"], batch.advance)}
+        first, _ = talker.codes.cross_entropy(out["first"], batch.labels)
+        depth, _ = talker.codes.cross_entropy(out["depth"], batch.deep_labels, start=1)
+        advance = talker.advance_cross_entropy(out["hidden"], batch.advance)
+        return {"first": first.sum(), "depth": depth.sum(), "advance": advance}
 
     def fill(self, batch: SpokenBatch) -> tuple[int, int]:
         """Steps that are not padding, and all."""

@@ -62,7 +62,7 @@ def with_other_voice(made: list[Utterance], n_voices: int) -> list[Utterance]:
 @torch.no_grad()
 def nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[float, float]:
     """Mean nats a code, and a frame for how far to move on."""
-    sums = {"code": 0.0, "advance": 0.0}
+    sums = {"first": 0.0, "depth": 0.0, "advance": 0.0}
     counts = dict(sums)
     for utterance in made:
         batch = to_device(collate([utterance], delay=stage.config.talker.delay), stage.device(model))
@@ -70,7 +70,8 @@ def nats(stage: TalkerStage, model: nn.Module, made: list[Utterance]) -> tuple[f
             sums[name] += float(value)
         for name, value in stage.counts(batch).items():
             counts[name] += float(value)
-    return sums["code"] / counts["code"], sums["advance"] / counts["advance"]
+    codes = (sums["first"] + sums["depth"]) / (counts["first"] + counts["depth"])
+    return codes, sums["advance"] / counts["advance"]
 
 
 def figures(stage: TalkerStage, model: nn.Module, split: Split) -> list[Figure]:

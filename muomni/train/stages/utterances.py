@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
@@ -34,6 +35,8 @@ class Utterance:
     """(2 * n_mels,) float32: what a voice is told by, of a recording of the speaker; empty for none."""
     noise: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
     """(K, T) int64: the codes that the Talker is told came before, where they are not the true ones; empty for none."""
+    deep: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """(T,) bool: the frames whose codebooks 1.. are trained; empty for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,11 @@ class SpokenBatch(Batch):
     codes: torch.Tensor
     """(N, K) int64 of the frame of each step, 0 where there is none."""
     labels: torch.Tensor
-    """(N, K) int64: the codes, IGNORE_INDEX where there is no frame."""
+    """(N, 1) int64: codebook 0, IGNORE_INDEX where there is no frame."""
+    deep: torch.Tensor
+    """(M,) int64: the steps whose codebooks 1.. are trained; padding of any."""
+    deep_labels: torch.Tensor
+    """(M, K - 1) int64: these codes, IGNORE_INDEX for padding."""
     told: torch.Tensor
     """(N, K) int64: the codes as the frame after each is told of them, some of them replaced."""
     voice: torch.Tensor
@@ -75,6 +82,15 @@ class SpokenBatch(Batch):
     """Steps that are not padding."""
 
 
+def spread(made: list[Utterance], share: float, luck: float) -> list[Utterance]:
+    """A share of all frames, at even distances one utterance after another, made `deep`; luck in [0, 1): which ones."""
+    ends = torch.tensor([u.codes.shape[1] for u in made]).cumsum(0).tolist()
+    is_deep = torch.zeros(ends[-1], dtype=torch.bool)
+    at = ((torch.arange(math.ceil(ends[-1] * share), dtype=torch.float64) + luck) / share).long()
+    is_deep[at[at < ends[-1]]] = True
+    return [replace(u, deep=is_deep[end - u.codes.shape[1] : end]) for u, end in zip(made, ends, strict=True)]
+
+
 def collate(
     made: list[Utterance],
     *,
@@ -82,10 +98,12 @@ def collate(
     n_steps: int | None = None,
     n_items: int | None = None,
     longest: int = 0,
+    depth_share: float = 1.0,
 ) -> SpokenBatch:
     """Lay utterances one after another into n_steps steps, by default as many as they take.
 
-    delay: steps that each takes beyond its frames (TalkerConfig.delay). Raises ValueError when they do not fit.
+    delay: steps that each takes beyond its frames (TalkerConfig.delay); depth_share: what share of the frames is
+    `deep`, by which the room for them is made. Raises ValueError when they do not fit.
     """
     lengths = [u.codes.shape[1] + delay for u in made]
     used, longest = sum(lengths), max(longest, *lengths)
@@ -95,7 +113,7 @@ def collate(
     codes, told = (torch.zeros(total, n_levels, dtype=torch.int64) for _ in range(2))
     states, embeds = torch.zeros(total, width), torch.zeros(total, width)
     around, waited = torch.zeros(total, WINDOW, dtype=torch.int64), torch.zeros(total, dtype=torch.int64)
-    advance = torch.full((total,), IGNORE_INDEX)
+    advance, is_deep = torch.full((total,), IGNORE_INDEX), torch.zeros(total, dtype=torch.bool)
     n_rooms, n_heard = n_items or len(made), 2 * made[0].log_mel.shape[1]
     voice, heard = torch.zeros(n_rooms, dtype=torch.int64), torch.zeros(n_rooms, n_heard)
     start = 0
@@ -104,6 +122,7 @@ def collate(
         codes[start:end] = utterance.codes.T
         told[start:end] = (utterance.noise if utterance.noise.numel() else utterance.codes).T
         advance[start:end] = advances(utterance.places)
+        is_deep[start:end] = utterance.deep if utterance.deep.numel() else True
         # In the steps behind the last frame it stays at the end.
         places = F.pad(utterance.places, (0, delay), value=len(utterance.text.characters))
         own = slice(start, start + length)
@@ -116,8 +135,15 @@ def collate(
     positions = torch.arange(total) - cu_seqlens[:-1].long().repeat_interleave(sizes)
     segments = torch.arange(len(sizes)).clamp(max=n_rooms - 1)
     is_frame = (advance != IGNORE_INDEX)[:, None]
+    chosen = is_deep.nonzero()[:, 0]
+    # Frames chosen at even distances: in any stretch of L one more than this at most.
+    deep = torch.zeros(min(total, int(total * depth_share) + 1), dtype=torch.int64)
+    deep_labels = torch.full((len(deep), n_levels - 1), IGNORE_INDEX)
+    deep[: len(chosen)] = chosen
+    deep_labels[: len(chosen)] = codes[chosen, 1:]
     return SpokenBatch(
-        codes=codes, labels=codes.masked_fill(~is_frame, IGNORE_INDEX), told=told, voice=voice, heard=heard,
+        codes=codes, labels=codes[:, :1].masked_fill(~is_frame, IGNORE_INDEX), told=told, voice=voice, heard=heard,
+        deep=deep, deep_labels=deep_labels,
         utterance=segments.repeat_interleave(sizes), states=states, embeds=embeds, around=around, waited=waited,
         advance=advance, positions=positions, cu_seqlens=cu_seqlens, max_seqlen=longest,
         n_frames=used - delay * len(made), n_steps=used,
