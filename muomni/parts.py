@@ -192,7 +192,7 @@ class TalkerConfig:
     """Residual dropout probability in training."""
     noise: float = field(default=0.1, metadata=TRAINING_ONLY)
     """Share of past frames whose codes are random in the last training steps, from none in the first on."""
-    depth_share: float = field(default=0.25, metadata=TRAINING_ONLY)
+    depth_share: float = field(default=1.0, metadata=TRAINING_ONLY)
     """Share of a batch's frames that codebooks 1.. are trained on, other ones each step; codebook 0 is on all."""
 
 
