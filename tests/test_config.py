@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_audio_takes_ceil_of_12_5_tokens_a_second(seconds: float) -> None:
     config = recipes.model("tiny")
     n_samples = max(1, round(seconds * 16_000))
     tokens = config.audio_tokens(n_samples)
-    assert tokens == math.ceil(n_samples / 16_000 * 12.5)
+    # In whole numbers: floats make 109.00000000000001 of 109 frames.
+    assert tokens == math.ceil(Fraction(n_samples * 25, 16_000 * 2))
+    assert config.audio_tokens(109 * 1_280) == 109
     assert tokens <= 128
 
 
