@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from muomni.budget import TokenBudget, TokenBudgetError
@@ -27,6 +29,19 @@ from muomni.tokens import N_SPECIAL
 SIZES: tuple[str, ...] = ("nano", "tiny", "base")
 STAGES: tuple[str, ...] = ("text", "audio", "vision", "codec", "vocoder", "omni", "talker")
 """In training order. The Talker comes last because it is conditioned on the Thinker that will speak."""
+DEPENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "text": ("size", "thinker", "max_seq_len"),
+        "audio": ("size", "audio", "mel"),
+        "vision": ("size", "vision"),
+        "codec": ("size", "codec", "mel"),
+        "vocoder": ("size", "vocoder", "mel"),
+        "omni": ("size", "thinker", "vision", "audio", "mel", "max_seq_len"),
+        "talker": ("size", "thinker", "codec", "talker", "mel", "max_seq_len"),
+    }
+)
+"""Groups of the model's configuration that a stage's result depends on: another stage of the run may differ in
+all others, since each one's result can be put in the place of another."""
 MAX_FILM_FRAMES = 8
 """Most frames taken of a film."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from muomni.config import STAGES, ModelConfig
+from muomni.config import DEPENDS, STAGES, ModelConfig
 from muomni.data.text import Tokenizer
 from muomni.infer.history import Trained, of_record
 from muomni.models.omni import OmniModel
@@ -101,10 +102,9 @@ def find_stages(root: Path) -> dict[str, StageFiles]:
     }  # fmt: skip
     first = found[STAGES[0]]
     for stage, files in found.items():
-        if _shaping(files.config) != _shaping(first.config):
+        if difference := _difference(files.config, first.config, keys=DEPENDS[stage]):
             raise CheckpointError(
-                f"{files.path}: is of another size ({files.config.size}, "
-                f"{_difference(files.config, first.config)}) than stage {first.stage} "
+                f"{files.path}: is of another size ({files.config.size}, {difference}) than stage {first.stage} "
                 f"({first.config.size}); train all stages of {root} at one size."
             )
         for parent, digest in (files.record.get("parents") or {}).items():
@@ -180,13 +180,16 @@ def _shaping(config: ModelConfig) -> dict[str, Any]:
     return shaping(to_dict(config), ModelConfig)
 
 
-def _difference(a: ModelConfig, b: ModelConfig) -> str:
+def _difference(a: ModelConfig, b: ModelConfig, *, keys: Sequence[str]) -> str:
+    """The first setting of these groups that two models do not share; empty for none."""
     ours, other = _shaping(a), _shaping(b)
-    for part, value in ours.items():
+    # What the sizes differ in says more than their names.
+    for key in sorted(keys, key=lambda key: key == "size"):
+        value, theirs = ours[key], other[key]
+        if value == theirs:
+            continue
         if isinstance(value, dict):
-            for name in value:
-                if value[name] != other[part][name]:
-                    return f"{part}.{name} is {value[name]} there, {other[part][name]} here"
-        elif value != other[part] and part != "size":
-            return f"{part} is {value} there, {other[part]} here"
-    return "another name"
+            name = next(name for name in value if value[name] != theirs[name])
+            return f"{key}.{name} is {value[name]} there, {theirs[name]} here"
+        return "another name" if key == "size" else f"{key} is {value} there, {theirs} here"
+    return ""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from muomni.config import ModelConfig, RunConfig
+from muomni.config import DEPENDS, ModelConfig, RunConfig
 from muomni.data.items import Source, Split
 from muomni.data.prepared import open_source
 from muomni.data.quarantine import Quarantine
@@ -23,19 +23,6 @@ from muomni.models.weights import CheckpointError, load_weights, newest_complete
 from muomni.settings import shaping, to_dict
 
 Part = TypeVar("Part", bound=nn.Module)
-
-
-DEPENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "text": ("size", "thinker", "max_seq_len"),
-        "audio": ("size", "audio", "mel"),
-        "vision": ("size", "vision"),
-        "codec": ("size", "codec", "mel"),
-        "vocoder": ("size", "vocoder", "mel"),
-        "omni": ("size", "thinker", "vision", "audio", "mel", "max_seq_len"),
-    }
-)
-"""Groups of the model's configuration that a stage's result depends on: a child may differ in all others."""
 
 
 class StageOrderError(UserError, RuntimeError):
