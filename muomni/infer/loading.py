@@ -107,6 +107,7 @@ def find_stages(root: Path) -> dict[str, StageFiles]:
                 f"{files.path}: is of another size ({files.config.size}, {difference}) than stage {first.stage} "
                 f"({first.config.size}); train all stages of {root} at one size."
             )
+    for stage, files in found.items():
         for parent, digest in (files.record.get("parents") or {}).items():
             if parent in found and digest != found[parent].digest:
                 raise CheckpointError(

@@ -23,7 +23,7 @@ from muomni.data.items import (
     SpeechItem,
     Split,
 )
-from muomni.data.tasks import MAX_HELD_OUT, NAMING, TASKS, WEIGHTS, examples
+from muomni.data.tasks import CHOOSING, MAX_HELD_OUT, NAMING, TASKS, WEIGHTS, examples
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.wordings import WORDINGS
 from muomni.tokens import AUDIO, EOS, IGNORE_INDEX, IMAGE
@@ -262,10 +262,13 @@ def test_held_out_examples_are_bounded_and_training_ones_too(monkeypatch: pytest
 
 
 def test_tasks_with_the_embedded_set_keep_the_shares_its_recipe_was_tuned_with() -> None:
-    """4 naming tasks of 1,500, 1,904 transcriptions, 2,500 chat pairs, 1,976 to say; the rest is little."""
+    """Kinds twice as often as names; as many yes and no as kinds asked by voice, and a third is of few answers."""
     counts = Counter(e.task for e in examples("train", max_audio_samples=163_840, source=embedded.Embedded()))
-    tuned = dict.fromkeys(NAMING, 1_500) | {"transcribe": 1_904, "chat": 2_500, "say": 1_976}
-    common = sum(counts[task] for task in tuned)
+    tuned = {
+        "name": 1_654, "name spoken": 1_654, "group": 3_543, "group spoken": 3_543, "yes or no": 3_341, "count": 1_417,
+        "count kind": 1_654, "odd one out": 1_653, "transcribe": 1_996, "chat": 3_994, "say": 1_610,
+    }  # fmt: skip
+    assert set(counts) == set(tuned)
     for task, n in tuned.items():
-        assert counts[task] / common == pytest.approx(n / sum(tuned.values()), rel=0.05), task
-    assert 0.05 < 1 - common / sum(counts.values()) < 0.09
+        assert counts[task] / counts.total() == pytest.approx(n / sum(tuned.values()), rel=0.05), task
+    assert 0.28 < sum(counts[task] for task in CHOOSING) / counts.total() < 0.34

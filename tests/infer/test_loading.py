@@ -61,9 +61,25 @@ def test_another_size_is_named(copy: Path, tmp_path: Path, write_run: Callable) 
     other = tmp_path / "other"
     other.mkdir()
     write_run(other, thinker=thinker)
-    shutil.rmtree(copy / "vision")
-    shutil.copytree(other / "vision", copy / "vision")
+    shutil.rmtree(copy / "omni")
+    shutil.copytree(other / "omni", copy / "omni")
     assert "thinker.n_layers is 1 there, 2 here" in _error(copy)
+
+
+def test_a_stage_may_come_from_a_model_that_differs_in_what_it_does_not_depend_on(copy: Path) -> None:
+    path = copy / "talker" / "checkpoints" / "step-00000001"
+    record = json.loads((path / "run.json").read_text())
+    model = record["config"]["model"]
+    for part, name, value in (("vision", "n_layers", 3), ("codec", "n_layers", 3)):
+        before = model[part][name]
+        model[part][name] = value
+        (path / "run.json").write_text(json.dumps(record))
+        write_manifest(path)
+        if part == "vision":
+            assert load(copy, device="cpu").speak("the cat").seconds > 0
+        else:
+            assert f"codec.n_layers is 3 there, {before} here" in _error(copy)
+        model[part][name] = before
 
 
 def test_stages_may_differ_in_what_training_alone_depends_on(copy: Path) -> None:
