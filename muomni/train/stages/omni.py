@@ -36,7 +36,7 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 """What examples are made of, and plain text."""
 PLAIN_SHARE = 0.15
-"""Of the training positions, how many are plain text, rendered as in stage text, so that the Thinker still writes it."""
+"""Of the training positions, how many are plain text in stage text's form: the Thinker is to write it still."""
 TEXTS_AT_ONCE = 256
 """Plain texts that are tokenized together."""
 PLAIN = Example(task="plain text", question="", answer="")
