@@ -97,7 +97,7 @@ ADAPTERS = (
     Adapter(
         name="sotu",
         title="State of the Union addresses by year",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=SOTU.licence,
         find=sotu,
         packages=(SOTU,),
@@ -105,7 +105,7 @@ ADAPTERS = (
     Adapter(
         name="kjv",
         title="the King James Bible by chapter",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=KJV.licence,
         find=kjv,
         packages=(KJV,),
@@ -113,7 +113,7 @@ ADAPTERS = (
     Adapter(
         name="moby-dick",
         title="Melville's Moby-Dick by chapter",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=MOBY_DICK.licence,
         find=moby_dick,
         packages=(MOBY_DICK,),

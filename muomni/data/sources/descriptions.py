@@ -90,7 +90,7 @@ ADAPTERS = (
     Adapter(
         name="packages",
         title=f"descriptions of Debian's packages ({debian.SUITE})",
-        stages=("text",),
+        stages=("text", "omni"),
         licence="each under its package's licence",
         find=find,
     ),

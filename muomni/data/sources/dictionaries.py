@@ -201,7 +201,7 @@ ADAPTERS = (
     Adapter(
         name="gcide",
         title="definitions of an English dictionary",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=GCIDE.licence,
         find=partial(_find, GCIDE, gcide_entry, False),
         packages=(GCIDE,),
@@ -210,7 +210,7 @@ ADAPTERS = (
     Adapter(
         name="foldoc",
         title="a dictionary of computing",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=FOLDOC.licence,
         find=partial(_find, FOLDOC, foldoc_entry, True),
         packages=(FOLDOC,),
@@ -219,7 +219,7 @@ ADAPTERS = (
     Adapter(
         name="jargon",
         title="a dictionary of hackers' words",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=JARGON.licence,
         find=partial(_find, JARGON, jargon_entry, True),
         packages=(JARGON,),

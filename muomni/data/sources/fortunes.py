@@ -93,7 +93,7 @@ ADAPTERS = (
     Adapter(
         name="fortunes",
         title="short sayings and jokes",
-        stages=("text",),
+        stages=("text", "omni"),
         licence=FORTUNES.licence,
         find=find,
         packages=(MINIMAL, FORTUNES),

@@ -36,7 +36,7 @@ def _adapter(name: str, title: str, licence: str, repository: str, under: str, m
         gives=f"texts below {under}, up to {most:,} characters",
     )  # fmt: skip
     return Adapter(
-        name=name, title=title, stages=("text",), licence=licence, packages=(package,),
+        name=name, title=title, stages=("text", "omni"), licence=licence, packages=(package,),
         find=functools.partial(_find, name=name, package=package, under=under, most=most),
     )  # fmt: skip
 

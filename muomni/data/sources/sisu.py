@@ -103,7 +103,7 @@ ADAPTERS = (
     Adapter(
         name="novels",
         title="five novels in the public domain by chapter",
-        stages=("text",),
+        stages=("text", "omni"),
         licence="public domain",
         find=find,
         packages=(SAMPLES,),
