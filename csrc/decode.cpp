@@ -87,7 +87,7 @@ public:
         team_ = &team;
         turn();
         const float* branch = nullptr;
-        std::copy_n(step_.x, n_rows_ * d_model_, residual_);
+        mix();
         for (size_t i = 0; i < stack_.layers.size(); ++i) {
             const DecodeLayer& layer = stack_.layers[i];
             norm(layer.attention_norm, branch, normed_);
@@ -117,6 +117,25 @@ private:
             }
     }
 
+    // What enters: the new inputs, each with what the positions before it count.
+    void mix() {
+        if (stack_.mix.empty()) {
+            std::copy_n(step_.x, n_rows_ * d_model_, residual_);
+            return;
+        }
+        const auto n_taps = static_cast<int64_t>(stack_.mix.size()) / d_model_;
+        for (int64_t row = 0; row < n_rows_; ++row) {
+            const int64_t sequence = row / step_.n_new, position = step_.lengths[sequence] + row % step_.n_new;
+            float* at = step_.inputs + (step_.rows[sequence] * step_.max_len + position) * d_model_;
+            std::copy_n(step_.x + row * d_model_, d_model_, at);
+            float* y = residual_ + row * d_model_;
+            std::fill_n(y, d_model_, 0.0f);
+            for (int64_t j = 0; j < std::min(n_taps, position + 1); ++j)
+                for (int64_t i = 0; i < d_model_; ++i)
+                    y[i] += at[i - j * d_model_] * stack_.mix[static_cast<size_t>(j * d_model_ + i)];
+        }
+    }
+
     // Adds the branch to the residual stream and normalises it into y.
     void norm(const std::vector<float>& weight, const float* branch, float* y) {
         // As x the branch, as residual the stream; without a branch the stream alone.
@@ -133,15 +152,18 @@ private:
     // wide_: q, k and v -> narrow_: what each head gathers. New keys and values go into the cache.
     void attention(const DecodeLayer& layer, int64_t number) {
         const int64_t d = stack_.head_dim, half = d / 2, n_new = step_.n_new, groups = stack_.n_heads / stack_.n_kv_heads;
-        const int64_t of_layer = number * step_.batch * step_.max_len * d_kv_;
+        // One place more than positions, for the last late key.
+        const int64_t of_row = (step_.max_len + 1) * d_kv_, of_layer = number * step_.batch * of_row;
         for (int64_t i = 0; i < step_.n_sequences; ++i) {
-            const int64_t first = of_layer + (step_.rows[i] * step_.max_len + step_.lengths[i]) * d_kv_;
+            const int64_t first = of_layer + step_.rows[i] * of_row + step_.lengths[i] * d_kv_;
             const bool turned = step_.positions != nullptr;
+            // There is no position before the first one.
+            if (layer.late_keys && step_.lengths[i] == 0) std::fill_n(step_.k + first, d_kv_, 0.0f);
             const float *cos = turned ? cos_ + i * n_new * half : nullptr, *sin = turned ? sin_ + i * n_new * half : nullptr;
             // q is written over itself: a head is read before it is written.
             const QkNormRope op{wide_ + i * n_new * (d_q_ + 2 * d_kv_), d_q_ + 2 * d_kv_,
                                 {wide_ + i * n_new * (d_q_ + 2 * d_kv_), d_q_ + 2 * d_kv_, d, stack_.n_heads},
-                                {step_.k + first, d_kv_, d, stack_.n_kv_heads},
+                                {step_.k + first + (layer.late_keys ? d_kv_ : 0), d_kv_, d, stack_.n_kv_heads},
                                 {step_.v + first, d_kv_, d, stack_.n_kv_heads},
                                 layer.q_norm.data(), layer.k_norm.data(), cos, sin, nullptr, d, stack_.eps};
             level_.rows.qk_norm_rope[0](op, 0, n_new);
@@ -149,7 +171,7 @@ private:
         team_->each(n_rows_ * stack_.n_kv_heads, [&](int64_t part) {
             const int64_t row = part / stack_.n_kv_heads, head = part % stack_.n_kv_heads;
             const int64_t sequence = row / n_new, n_keys = step_.lengths[sequence] + row % n_new + 1;
-            const int64_t keys = of_layer + step_.rows[sequence] * step_.max_len * d_kv_ + head * d;
+            const int64_t keys = of_layer + step_.rows[sequence] * of_row + head * d;
             level_.decode.attend({wide_ + row * (d_q_ + 2 * d_kv_) + head * groups * d, step_.k + keys, step_.v + keys,
                                   narrow_ + row * d_q_ + head * groups * d, groups, d, n_keys, d_kv_,
                                   1.0f / std::sqrt(static_cast<float>(d))},

@@ -59,12 +59,15 @@ struct DecodeLevel {
 struct DecodeLayer {
     std::vector<float> attention_norm, q_norm, k_norm, ff_norm;
     const PackedMatrix *qkv, *out, *gate_up, *down;
+    bool late_keys;  // the key beside a value is that of the position before
 };
 
 // Weights of a stack; the matrices belong to somebody who lives longer.
 struct DecodeStack {
     std::vector<DecodeLayer> layers;
     std::vector<float> norm;
+    // (taps, d_model): what an input's own position, the one before, and so on count; none for the input alone.
+    std::vector<float> mix;
     int64_t n_heads, n_kv_heads, head_dim;
     float eps;
     // Rotary angles of positions 0..n_positions - 1, (n_positions, head_dim / 2); none for no rotation.
@@ -81,7 +84,8 @@ struct DecodeStep {
     int64_t n_axes;
     const int64_t* rows;       // (n_sequences,) of the cache
     const int64_t* lengths;    // (n_sequences,) positions that are there
-    float *k, *v;              // (n_layers, batch, max_len, n_kv_heads, head_dim)
+    float *k, *v;              // (n_layers, batch, max_len + 1, n_kv_heads, head_dim)
+    float* inputs;             // (batch, max_len, d_model), where they are mixed
     int64_t n_sequences, n_new, batch, max_len;
 };
 

@@ -45,10 +45,10 @@ struct Stack {
     std::vector<Matrix> kept;
 };
 
-// (attention_norm, q_norm, k_norm, ff_norm, qkv, out, gate_up, down)
-using LayerGiven = std::tuple<Numbers, Numbers, Numbers, Numbers, Matrix, Matrix, Matrix, Matrix>;
+// (attention_norm, q_norm, k_norm, ff_norm, qkv, out, gate_up, down, late_keys)
+using LayerGiven = std::tuple<Numbers, Numbers, Numbers, Numbers, Matrix, Matrix, Matrix, Matrix, bool>;
 
-std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, int64_t n_heads, int64_t n_kv_heads,
+std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, Numbers mix, int64_t n_heads, int64_t n_kv_heads,
                                   int64_t head_dim, float eps, Numbers cos, Numbers sin, std::vector<int64_t> axes) {
     auto made = std::make_unique<Stack>();
     const auto d_model = static_cast<int64_t>(norm.size());
@@ -56,10 +56,11 @@ std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, 
         if (!condition) throw std::invalid_argument("layers: expected weights of one stack.");
     };
     require(n_kv_heads >= 1 && n_heads % n_kv_heads == 0 && head_dim >= 2 && head_dim % 2 == 0 && d_model >= 1);
+    require(mix.size() % norm.size() == 0);
     require(cos.size() == sin.size() && (axes.empty() || static_cast<int64_t>(axes.size()) == head_dim / 2));
     require(axes.empty() ? cos.empty() : cos.size() % axes.size() == 0);
     for (const int64_t axis : axes) require(axis >= 0 && axis < 3);
-    for (auto& [attention_norm, q_norm, k_norm, ff_norm, qkv, out, gate_up, down] : layers) {
+    for (auto& [attention_norm, q_norm, k_norm, ff_norm, qkv, out, gate_up, down, late_keys] : layers) {
         const auto fits = [](const Matrix& matrix, int64_t n_out, int64_t n_in) {
             return matrix && matrix->panels().n_out == n_out && matrix->panels().n_in == n_in;
         };
@@ -70,9 +71,10 @@ std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, 
                 fits(gate_up, 2 * down->panels().n_in, d_model));
         made->kept.insert(made->kept.end(), {qkv, out, gate_up, down});
         made->stack.layers.push_back({std::move(attention_norm), std::move(q_norm), std::move(k_norm), std::move(ff_norm),
-                                      qkv.get(), out.get(), gate_up.get(), down.get()});
+                                      qkv.get(), out.get(), gate_up.get(), down.get(), late_keys});
     }
     made->stack.norm = std::move(norm);
+    made->stack.mix = std::move(mix);
     made->stack.n_heads = n_heads;
     made->stack.n_kv_heads = n_kv_heads;
     made->stack.head_dim = head_dim;
@@ -84,15 +86,17 @@ std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, 
 }
 
 void step(const Stack& stack, Address x, Address y, Address positions, int64_t n_axes, const std::vector<int64_t>& rows,
-          const std::vector<int64_t>& lengths, Address k, Address v, int64_t n_new, int64_t batch, int64_t max_len,
+          const std::vector<int64_t>& lengths, Address k, Address v, Address inputs, int64_t n_new, int64_t batch, int64_t max_len,
           int64_t n_threads, const std::string& simd) {
     if (rows.size() != lengths.size() || n_new < 0 || n_threads < 1 || (n_axes != 1 && n_axes != 3))
         throw std::invalid_argument("step: expected as many lengths as rows, and 1 or 3 axes.");
     if ((positions == 0) != stack.stack.axes.empty())
         throw std::invalid_argument("positions: expected where there are rotary angles, and only there.");
+    if (inputs == 0 && !stack.stack.mix.empty())
+        throw std::invalid_argument("inputs: expected where they are mixed.");
     run(level_named(simd), stack.stack,
         DecodeStep{at<float>(x), at<float>(y), at<int64_t>(positions), n_axes, rows.data(), lengths.data(), at<float>(k),
-                   at<float>(v), static_cast<int64_t>(rows.size()), n_new, batch, max_len},
+                   at<float>(v), at<float>(inputs), static_cast<int64_t>(rows.size()), n_new, batch, max_len},
         n_threads);
 }
 

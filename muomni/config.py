@@ -106,6 +106,10 @@ class ModelConfig:
             f"got {self.vision.n_image_tokens}.",
         )
         _require(
+            self.thinker.mix_kernel >= 1,
+            f"thinker.mix_kernel: expected at least 1 position, got {self.thinker.mix_kernel}.",
+        )
+        _require(
             self.talker.delay in (0, 1), f"talker.delay: expected 0 or 1 frame, got {self.talker.delay}."
         )
         _require(

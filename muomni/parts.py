@@ -67,6 +67,10 @@ class ThinkerConfig:
     """Base of the rotary frequencies."""
     rope_sections: tuple[int, int, int] = (2, 1, 1)
     """Share of rotary frequencies for time, height, width (TM-RoPE), interleaved by this ratio."""
+    mix_kernel: int = 3
+    """Positions of which a position's input is mixed, its own included; 1: its own alone."""
+    late_keys: bool = True
+    """In the first block a value stands beside the key of the position before it."""
     n_experts: int = 0
     """0: dense. Otherwise experts per MoE layer."""
     n_active_experts: int = 2

@@ -61,7 +61,9 @@ struct RandomStack {
             stack.layers.push_back({numbers(random, d_model, 1.5), numbers(random, d, 1.5), numbers(random, d, 1.5),
                                     numbers(random, d_model, 1.5),
                                     matrix((stack.n_heads + 2 * stack.n_kv_heads) * d, d_model),
-                                    matrix(d_model, stack.n_heads * d), matrix(2 * d_ff, d_model), matrix(d_model, d_ff)});
+                                    matrix(d_model, stack.n_heads * d), matrix(2 * d_ff, d_model), matrix(d_model, d_ff),
+                                    random.one_in(2)});
+        if (random.one_in(2)) stack.mix = numbers(random, random.between(1, 4) * d_model, 1.0);
         stack.norm = numbers(random, d_model, 1.5);
         stack.cos = numbers(random, POSITIONS * d / 2, 1.0);
         stack.sin = numbers(random, POSITIONS * d / 2, 1.0);
@@ -74,8 +76,8 @@ struct RandomStack {
 inline void check_stack(Random& random, const muomni::SimdLevel& level, int64_t n_threads) {
     const RandomStack made(random);
     const int64_t batch = random.between(1, 4), n_new = random.between(1, 5), max_len = n_new + random.between(0, 6);
-    const int64_t d_model = made.d_model, of_row = max_len * made.stack.n_kv_heads * made.stack.head_dim;
-    const int64_t size = static_cast<int64_t>(made.stack.layers.size()) * batch * of_row;
+    const int64_t d_model = made.d_model, of_row = (max_len + 1) * made.stack.n_kv_heads * made.stack.head_dim;
+    const int64_t size = static_cast<int64_t>(made.stack.layers.size()) * batch * of_row, n_inputs = batch * max_len * d_model;
     std::vector<int64_t> rows, lengths, positions;
     for (int64_t row = batch; row-- > 0;) {
         if (random.one_in(3)) continue;
@@ -84,28 +86,33 @@ inline void check_stack(Random& random, const muomni::SimdLevel& level, int64_t 
     }
     const auto n = static_cast<int64_t>(rows.size());
     for (int64_t i = 0; i < 3 * n * n_new; ++i) positions.push_back(random.below(RandomStack::POSITIONS));
-    const std::vector<float> x = numbers(random, n * n_new * d_model, 1.0), before = numbers(random, size, 1.0);
+    const std::vector<float> x = numbers(random, n * n_new * d_model, 1.0), before = numbers(random, size, 1.0),
+                             inputs_before = numbers(random, n_inputs, 1.0);
     const Exact<float> k(size), v(size), y(n * n_new * d_model), k_alone(size), v_alone(size), y_alone(n * n_new * d_model);
     for (const Exact<float>* cache : {&k, &v, &k_alone, &v_alone})
         for (int64_t i = 0; i < size; ++i) cache->data[i] = before[static_cast<size_t>(i)];
+    const Exact<float> inputs(n_inputs), inputs_alone(n_inputs);
+    for (const Exact<float>* kept : {&inputs, &inputs_alone})
+        for (int64_t i = 0; i < n_inputs; ++i) kept->data[i] = inputs_before[static_cast<size_t>(i)];
     muomni::run(level, made.stack,
-                muomni::DecodeStep{x.data(), y.data, positions.data(), 3, rows.data(), lengths.data(), k.data, v.data, n,
-                                   n_new, batch, max_len},
+                muomni::DecodeStep{x.data(), y.data, positions.data(), 3, rows.data(), lengths.data(), k.data, v.data,
+                                   inputs.data, n, n_new, batch, max_len},
                 n_threads);
     for (int64_t i = 0; i < n; ++i)
         for (int64_t t = 0; t < n_new; ++t) {
             const int64_t at = i * n_new + t, length = lengths[static_cast<size_t>(i)] + t;
             muomni::run(level, made.stack,
                         muomni::DecodeStep{x.data() + at * d_model, y_alone.data + at * d_model, positions.data() + 3 * at,
-                                           3, &rows[static_cast<size_t>(i)], &length, k_alone.data, v_alone.data, 1, 1,
-                                           batch, max_len},
+                                           3, &rows[static_cast<size_t>(i)], &length, k_alone.data, v_alone.data,
+                                           inputs_alone.data, 1, 1, batch, max_len},
                         1);
         }
     const auto same = [](const Exact<float>& a, const Exact<float>& b) {
         return std::memcmp(a.data, b.data, static_cast<size_t>(a.size) * sizeof(float)) == 0;
     };
     if (!same(y, y_alone)) fail("decode: a batch gives other states than its positions alone");
-    if (!same(k, k_alone) || !same(v, v_alone)) fail("decode: a batch leaves another cache than its positions alone");
+    if (!same(k, k_alone) || !same(v, v_alone) || !same(inputs, inputs_alone))
+        fail("decode: a batch leaves another cache than its positions alone");
 }
 
 inline void check_decode(Random& random) {

@@ -86,6 +86,8 @@ class LayerWeights:
     out: torch.Tensor
     gate_up: torch.Tensor
     down: torch.Tensor
+    late_keys: bool = False
+    """The key beside a value is that of the position before."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -117,16 +119,19 @@ class PackedStack:
         eps: float,
         tables: tuple[torch.Tensor, torch.Tensor] | None = None,
         axes: Sequence[int] = (),
+        mix: torch.Tensor | None = None,
         weights: Weights = "float32",
     ) -> None:
         """Copy and pack.
 
-        norm: weight of the norm behind the last block. tables: cos and sin (n_positions, head_dim / 2) float32 of the
+        norm: weight of the norm behind the last block. mix: (taps, d_model) weights of an input's own position, the one
+        before, and so on; None for the input alone. tables: cos and sin (n_positions, head_dim / 2) float32 of the
         positions that may be met, None without rotary positions; axes: (head_dim / 2,) which number of a position
         turns each angle. weights: how the matrices are kept.
         Raises ValueError where they cannot be packed, saying why.
         """
-        reason = reason_against(norm, *(tensor for layer in layers for tensor in layer.tensors))
+        mixing = [] if mix is None else [mix]
+        reason = reason_against(norm, *mixing, *(tensor for layer in layers for tensor in layer.tensors))
         if reason:
             raise ValueError(f"weights: {reason}.")
         self.d_model, self._n_kv_heads, self._head_dim = len(norm), n_kv_heads, head_dim
@@ -137,12 +142,13 @@ class PackedStack:
                 (
                     *(vector.tolist() for vector in layer.vectors),
                     *(PackedMatrix(matrix, weights=weights).packed for matrix in layer.matrices),
+                    layer.late_keys,
                 )
                 for layer in layers
             ],
-            norm.tolist(), n_heads, n_kv_heads, head_dim, eps, cos, sin, list(axes) if self._rotary else [],
+            norm.tolist(), [tap for tensor in mixing for tap in tensor.flatten().tolist()], n_heads, n_kv_heads, head_dim, eps, cos, sin, list(axes) if self._rotary else [],
         )  # fmt: skip
-        self._n_layers = len(layers)
+        self._n_layers, self._mixes = len(layers), mix is not None
 
     def step(
         self,
@@ -150,16 +156,18 @@ class PackedStack:
         positions: torch.Tensor | None,
         k: torch.Tensor,
         v: torch.Tensor,
+        inputs: torch.Tensor,
         *,
         rows: Sequence[int],
         lengths: Sequence[int],
     ) -> torch.Tensor:
-        """New positions behind those a cache holds: their keys and values are written, lengths are the caller's.
+        """New positions behind those a cache holds: all three are written, lengths are the caller's.
 
         x: (B, Tq, d_model) float32; positions: (B, Tq) or (B, Tq, 3) int64, None without rotary positions;
-        k, v: (n_layers, batch, max_len, n_kv_heads, head_dim) float32, contiguous; rows: the row of the cache of each
-        of the B sequences, each once; lengths: how many positions each has. Returns normalised states (B, Tq, d_model).
-        Raises ValueError when shapes, rows or lengths do not fit, IndexError for a position beyond the tables.
+        k, v: (n_layers, batch, max_len + 1, n_kv_heads, head_dim) float32, contiguous, one place more than there may be
+        positions; inputs: (batch, max_len, d_model) of a stack that mixes them, else not read; rows: the row of the
+        cache of each of the B sequences, each once; lengths: how many positions each has. Returns normalised states
+        (B, Tq, d_model). Raises ValueError when shapes, rows or lengths do not fit, IndexError for a position beyond the tables.
         """
         n_sequences, n_new, d_model = x.shape
         cache = (self._n_layers, k.shape[1], k.shape[2], self._n_kv_heads, self._head_dim)
@@ -168,13 +176,17 @@ class PackedStack:
                 f"x, k, v: expected ({len(rows)}, Tq, {self.d_model}) and twice {cache}, got {tuple(x.shape)}, "
                 f"{tuple(k.shape)}, {tuple(v.shape)}."
             )
-        for name, tensor in (("x", x), ("k", k), ("v", v)):
+        if self._mixes and inputs.shape != (k.shape[1], k.shape[2] - 1, d_model):
+            raise ValueError(
+                f"inputs: expected {(k.shape[1], k.shape[2] - 1, d_model)}, got {tuple(inputs.shape)}."
+            )
+        for name, tensor in (("x", x), ("k", k), ("v", v), ("inputs", inputs)):
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise ValueError(
                     f"{name}: expected float32 on the CPU, got {tensor.dtype} on {tensor.device}."
                 )
-        if not (k.is_contiguous() and v.is_contiguous()):
-            raise ValueError("k, v: expected contiguous caches.")
+        if not (k.is_contiguous() and v.is_contiguous() and inputs.is_contiguous()):
+            raise ValueError("k, v, inputs: expected contiguous caches.")
         places, n_axes = 0, 1
         if positions is not None:
             if positions.shape not in ((n_sequences, n_new), (n_sequences, n_new, 3)):
@@ -187,7 +199,7 @@ class PackedStack:
         x = x.contiguous()
         y = torch.empty_like(x)
         self._stack.step(
-            x.data_ptr(), y.data_ptr(), places, n_axes, rows, lengths, k.data_ptr(), v.data_ptr(), n_new,
-            k.shape[1], k.shape[2], torch.get_num_threads(), _simd(),
+            x.data_ptr(), y.data_ptr(), places, n_axes, rows, lengths, k.data_ptr(), v.data_ptr(),
+            inputs.data_ptr() if self._mixes else 0, n_new, k.shape[1], k.shape[2] - 1, torch.get_num_threads(), _simd(),
         )  # fmt: skip
         return y

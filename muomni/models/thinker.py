@@ -25,7 +25,11 @@ LOGIT_STD = 0.25
 
 
 class Thinker(Packs[PackedMatrix]):
-    """Embedding, pre-norm blocks with TM-RoPE, final norm, output tied to the embedding."""
+    """Embedding, pre-norm blocks with TM-RoPE, final norm, output tied to the embedding.
+
+    A position's input holds traces of the few before it, and in the first block a value stands beside the key of the
+    position before: both are settings (docs/architecture.md has what they give).
+    """
 
     def __init__(self, cfg: ThinkerConfig) -> None:
         """Initial weights give a unit residual stream and logits of scale LOGIT_STD."""
@@ -38,7 +42,8 @@ class Thinker(Packs[PackedMatrix]):
         self.stack = Stack(
             cfg.d_model, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads,
             head_dim=cfg.head_dim, d_ff=cfg.d_ff, causal=True, dropout=cfg.dropout, n_experts=cfg.n_experts,
-            n_active_experts=cfg.n_active_experts, rotary=self._rotary,
+            n_active_experts=cfg.n_active_experts, rotary=self._rotary, mix_kernel=cfg.mix_kernel,
+            late_keys=cfg.late_keys,
         )  # fmt: skip
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -83,6 +88,7 @@ class Thinker(Packs[PackedMatrix]):
             max_len,
             cfg.n_kv_heads,
             cfg.head_dim,
+            d_inputs=cfg.d_model if cfg.mix_kernel > 1 else 0,
             device=weight.device,
             dtype=weight.dtype,
         )

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from muomni.nn.attention import Attention
 from muomni.nn.cache import CacheLayer, KVCache
-from muomni.nn.conv import PackedConv, same_document
+from muomni.nn.conv import CausalMix, PackedConv, earlier_rows, same_document
 from muomni.nn.moe import FeedForward, MoE
 from muomni.nn.norm import RMSNorm
 from muomni.nn.packing import Packs
@@ -35,10 +35,11 @@ class Block(nn.Module):
         causal: bool,
         dropout: float = 0.0,
         conv_kernel: int = 0,
+        late_keys: bool = False,
         n_experts: int = 0,
         n_active_experts: int = 2,
     ) -> None:
-        """n_layers: blocks of the whole stack, by which residual outputs are scaled down.
+        """n_layers: blocks of the whole stack, by which residual outputs are scaled down. late_keys: as `Attention`.
 
         dropout: probability on each branch's output in training.
         conv_kernel: width of the depthwise convolution branch, 0 for none; a block with one cannot `step`.
@@ -50,8 +51,9 @@ class Block(nn.Module):
         self.dropout = dropout
         self.attention_norm = RMSNorm(d_model)
         self.attention = Attention(
-            d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, causal=causal, out_scale=scale
-        )
+            d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, causal=causal, out_scale=scale,
+            late_keys=late_keys,
+        )  # fmt: skip
         self.conv_norm = RMSNorm(d_model) if conv_kernel else None
         self.conv = PackedConv(d_model, kernel=conv_kernel, out_scale=scale) if conv_kernel else None
         self.ff_norm = RMSNorm(d_model)
@@ -73,13 +75,15 @@ class Block(nn.Module):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         same: torch.Tensor | None = None,
+        earlier: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed rows: the residual stream (T, d_model) and the branch before, not yet added -> the same two.
 
-        same: `conv.same_document` of the batch, for a convolution. Raises ValueError when it is missing.
+        same: `conv.same_document` of the batch, for a convolution; earlier: `conv.earlier_rows`, for late keys.
+        Raises ValueError when one is missing.
         """
         x, residual = self.attention_norm.add(residual, branch)
-        branch = self._drop(self.attention(x, cos, sin, cu_seqlens, max_seqlen))
+        branch = self._drop(self.attention(x, cos, sin, cu_seqlens, max_seqlen, earlier))
         if self.conv is not None and self.conv_norm is not None:
             if same is None:
                 raise ValueError(
@@ -127,22 +131,30 @@ class Stack(Packs[PackedStack]):
         causal: bool,
         dropout: float = 0.0,
         conv_kernel: int = 0,
+        mix_kernel: int = 1,
+        late_keys: bool = False,
         n_experts: int = 0,
         n_active_experts: int = 2,
         rotary: Rotary | None = None,
     ) -> None:
-        """As `Block`; rotary: what positions do in `step`, None for nothing."""
+        """As `Block`; rotary: what positions do in `step`, None for nothing.
+
+        mix_kernel: taps by which rows are mixed with those before them on the way in (`conv.CausalMix`), 1 for none.
+        late_keys: in the first block.
+        """
         super().__init__()
         self.conv_kernel, self.dropout, self.rotary = conv_kernel, dropout, rotary
+        self.mix = CausalMix(d_model, kernel=mix_kernel) if mix_kernel > 1 else None
+        self._n_earlier = max(mix_kernel - 1, int(late_keys))
         self.recompute = False
         """Keep each block's inputs alone for the backward, which computes the rest again: less memory, more time."""
         self.blocks = nn.ModuleList(
             Block(
                 d_model, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim, d_ff=d_ff,
-                causal=causal, dropout=dropout, conv_kernel=conv_kernel, n_experts=n_experts,
-                n_active_experts=n_active_experts,
+                causal=causal, dropout=dropout, conv_kernel=conv_kernel, late_keys=late_keys and number == 0,
+                n_experts=n_experts, n_active_experts=n_active_experts,
             )
-            for _ in range(n_layers)
+            for number in range(n_layers)
         )  # fmt: skip
         self.norm = RMSNorm(d_model)
 
@@ -156,10 +168,13 @@ class Stack(Packs[PackedStack]):
     ) -> torch.Tensor:
         """Packed rows x (T, d_model) -> normalised states (T, d_model); arguments as `Attention.forward`."""
         same = same_document(cu_seqlens, len(x), kernel=self.conv_kernel) if self.conv_kernel else None
+        earlier = earlier_rows(cu_seqlens, len(x), n=self._n_earlier) if self._n_earlier else None
+        if self.mix is not None and earlier is not None:
+            x = self.mix(x, earlier)
         branch = None
         again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            arguments = (x, branch, cos, sin, cu_seqlens, max_seqlen, same)
+            arguments = (x, branch, cos, sin, cu_seqlens, max_seqlen, same, earlier)
             # Only dropout draws: without it there is no generator to put back, which a CUDA graph could not.
             x, branch = (
                 checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=self.dropout > 0)
@@ -193,6 +208,8 @@ class Stack(Packs[PackedStack]):
         cos, sin = None, None
         if self.rotary is not None and positions is not None:
             cos, sin = self.rotary.tables(positions.flatten(0, 1))
+        if self.mix is not None:
+            x = self.mix.combine(x, cache.append_inputs(x, n_past=len(self.mix.weight) - 1))
         branch = None
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -211,7 +228,7 @@ class Stack(Packs[PackedStack]):
         rows = range(cache.batch) if rows is None else rows
         cache.reserve(x.shape[1], rows)
         lengths = [int(cache.used[row]) for row in rows]
-        y = packed.step(x, positions, cache.k, cache.v, rows=list(rows), lengths=lengths)
+        y = packed.step(x, positions, cache.k, cache.v, cache.inputs, rows=list(rows), lengths=lengths)
         cache.advance(x.shape[1], rows)
         return y
 
@@ -234,12 +251,12 @@ class Stack(Packs[PackedStack]):
                 LayerWeights(
                     attention_norm=block.attention_norm.weight, q_norm=attention.q_weight, k_norm=attention.k_weight,
                     ff_norm=block.ff_norm.weight, qkv=attention.qkv.weight, out=attention.out.weight,
-                    gate_up=ff.gate_up.weight, down=ff.down.weight,
+                    gate_up=ff.gate_up.weight, down=ff.down.weight, late_keys=attention.late_keys,
                 )
             )  # fmt: skip
         attention = blocks[0].attention
         self.packed = PackedStack(
-            layers, self.norm.weight, n_heads=attention.n_heads, n_kv_heads=attention.n_kv_heads,
+            layers, self.norm.weight, mix=None if self.mix is None else self.mix.weight, n_heads=attention.n_heads, n_kv_heads=attention.n_kv_heads,
             head_dim=attention.head_dim, eps=self.norm.eps, weights=weights,
             tables=None if self.rotary is None else self.rotary.line(n_positions),
             axes=() if self.rotary is None else self.rotary.axes,

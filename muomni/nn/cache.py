@@ -20,20 +20,28 @@ class CacheLayer:
     lengths: torch.Tensor
     """(B,) int32: positions before this step."""
 
-    def append(self, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Write (B, Tq, Hkv, D) behind each sequence's end; returns the lengths with them, (B,) int32."""
-        n_batch, n_new = k.shape[:2]
-        rows = torch.arange(n_batch, device=k.device)[:, None]
-        columns = self.lengths[:, None].long() + torch.arange(n_new, device=k.device)
-        self.k[rows, columns] = k
+    def append(self, k: torch.Tensor, v: torch.Tensor, *, late_keys: bool = False) -> torch.Tensor:
+        """Write (B, Tq, Hkv, D) behind each sequence's end; returns the lengths with them, (B,) int32.
+
+        late_keys: keys go one place further, and each value stands beside the key before it.
+        """
+        rows, columns = _behind(self.lengths, k.shape[1])
+        self.k[rows, columns + late_keys] = k
         self.v[rows, columns] = v
-        return self.lengths + n_new
+        return self.lengths + k.shape[1]
+
+
+def _behind(lengths: torch.Tensor, n_new: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (B, 1) and columns (B, n_new) of new positions behind each sequence's end."""
+    rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+    return rows, lengths[:, None].long() + torch.arange(n_new, device=lengths.device)
 
 
 class KVCache:
-    """Preallocated keys and values. The layers of one step all append, then `advance` is called once.
+    """Preallocated keys, values and inputs. The layers of one step all append, then `advance` is called once.
 
-    Nothing is moved or allocated after the start, so that a step can be recorded and replayed.
+    Nothing is moved or allocated after the start, so that a step can be recorded and replayed. All of it belongs to a
+    position: what is behind a sequence's end is never read.
     """
 
     def __init__(
@@ -44,13 +52,20 @@ class KVCache:
         n_kv_heads: int,
         head_dim: int,
         *,
+        d_inputs: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Allocate (n_layers, batch, max_len, n_kv_heads, head_dim) twice, empty."""
-        shape = (n_layers, batch, max_len, n_kv_heads, head_dim)
+        """Allocate (n_layers, batch, max_len + 1, n_kv_heads, head_dim) twice, empty.
+
+        The place behind the last position is for a late key. d_inputs: width of the inputs that are kept too, for a
+        stack whose first rows are mixed with those before them.
+        """
+        shape = (n_layers, batch, max_len + 1, n_kv_heads, head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.inputs = torch.zeros((batch, max_len, d_inputs), device=device, dtype=dtype)
+        """(B, Tmax, d_inputs)."""
         self.used = np.zeros(batch, np.int32)
         """(B,) positions of each sequence, known without asking the device."""
         # On a CPU they are one memory.
@@ -72,6 +87,7 @@ class KVCache:
         """One sequence as a cache of its own: the same memory."""
         row = object.__new__(KVCache)
         row.k, row.v = self.k[:, index : index + 1], self.v[:, index : index + 1]
+        row.inputs = self.inputs[index : index + 1]
         row.used, row.lengths = self.used[index : index + 1], self.lengths[index : index + 1]
         row.max_len = self.max_len
         return row
@@ -84,6 +100,16 @@ class KVCache:
                 f"cache: {longest} positions are used, {n_new} more do not fit in {self.max_len}; "
                 "make the cache longer or the sequence shorter."
             )
+
+    def append_inputs(self, x: torch.Tensor, *, n_past: int) -> list[torch.Tensor]:
+        """Write inputs (B, Tq, d_inputs) behind each sequence's end; returns those 1..n_past positions before each.
+
+        Zeros before the start.
+        """
+        rows, columns = _behind(self.lengths, x.shape[1])
+        self.inputs[rows, columns] = x
+        past = [columns - j for j in range(1, n_past + 1)]
+        return [self.inputs[rows, at.clamp(min=0)] * (at >= 0)[..., None] for at in past]
 
     def layer(self, index: int) -> CacheLayer:
         """Layer `index`, to append to."""
@@ -116,7 +142,7 @@ class KVCache:
         the end of. The host is told nothing: `count` tells it.
         """
         view = object.__new__(_Recorded)
-        view.k, view.v = self.k[:, :n_rows], self.v[:, :n_rows]
+        view.k, view.v, view.inputs = self.k[:, :n_rows], self.v[:, :n_rows], self.inputs[:n_rows]
         view.used, view.lengths, view.max_len = self.used[:n_rows], self.lengths[:n_rows], self.max_len
         view.moving = moving
         return view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 
 from muomni.nn.init import linear
 from muomni.nn.rope import segment_ids
+
+TRACE_STD = 0.5
+"""Of the initial weights of what came before, beside 1 for the row itself."""
 
 
 class CausalConv1d(nn.Module):
@@ -83,6 +87,40 @@ class PackedConv(nn.Module):
     def forward(self, x: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
         """x: (T, d_model) packed; same: of `same_document` for this kernel. Returns (T, d_model)."""
         return self.out(F.silu(depthwise_packed(x, self.weight, same)))
+
+
+def earlier_rows(cu_seqlens: torch.Tensor, n_rows: int, *, n: int) -> torch.Tensor:
+    """float32 (n, n_rows, 1): 1 where row i - j is in the document of row i, else 0, for j = 1..n."""
+    padded = F.pad(ids := segment_ids(cu_seqlens, n_rows), (n, 0), value=-1)
+    return torch.stack([padded[n - j : n - j + n_rows] == ids for j in range(1, n + 1)])[..., None].float()
+
+
+def later(x: torch.Tensor, earlier: torch.Tensor, by: int) -> torch.Tensor:
+    """Packed rows (T, D) `by` rows later, zeros at the start of each document. earlier: of `earlier_rows`."""
+    return F.pad(x, (0, 0, by, 0))[: len(x)] * earlier[by - 1].to(x.dtype)
+
+
+class CausalMix(nn.Module):
+    """y[t, d] = sum over j of W[j, d] x[t - j, d], zeros before the start: x itself and traces of what came before."""
+
+    def __init__(self, d_model: int, *, kernel: int) -> None:
+        """kernel: taps, that of x itself included."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(kernel, d_model) * TRACE_STD)
+        with torch.no_grad():
+            self.weight[0] = 1.0
+
+    def forward(self, x: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+        """x: (T, d_model) packed; earlier: `earlier_rows` of at least kernel - 1 -> (T, d_model)."""
+        return self.combine(x, [later(x, earlier, j) for j in range(1, len(self.weight))])
+
+    def combine(self, x: torch.Tensor, past: Sequence[torch.Tensor]) -> torch.Tensor:
+        """x: (..., d_model); past: the rows 1, 2, .. before each of them, of the same shape -> the same shape."""
+        weight = self.weight.to(x.dtype)
+        y = x * weight[0]
+        for row, tap in zip(past, weight[1:], strict=True):
+            y = torch.addcmul(y, row, tap)
+        return y
 
 
 class CausalDepthwise(nn.Module):

@@ -43,7 +43,7 @@ def test_quantised_numbers_are_the_nearest_of_255(level: str) -> None:
     assert numbers.abs().amax(1).tolist() == [127, 127, 127, 0, 127, 127, 127, 127, 127]
 
 
-def _layers(n: int) -> list[LayerWeights]:
+def _layers(n: int, *, late_keys: bool = False) -> list[LayerWeights]:
     def matrix(n_out: int, n_in: int) -> torch.Tensor:
         return torch.randn(n_out, n_in) / math.sqrt(n_in)
 
@@ -51,9 +51,9 @@ def _layers(n: int) -> list[LayerWeights]:
         LayerWeights(
             attention_norm=torch.rand(D) + 0.5, q_norm=torch.rand(HD) + 0.5, k_norm=torch.rand(HD) + 0.5,
             ff_norm=torch.rand(D) + 0.5, qkv=matrix((H + 2 * HKV) * HD, D), out=matrix(D, H * HD),
-            gate_up=matrix(2 * FF, D), down=matrix(D, FF),
+            gate_up=matrix(2 * FF, D), down=matrix(D, FF), late_keys=late_keys and number == 0,
         )
-        for _ in range(n)
+        for number in range(n)
     ]  # fmt: skip
 
 
@@ -62,9 +62,11 @@ def _norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _formula(
-    layers: list[LayerWeights], norm: torch.Tensor, x: torch.Tensor, angles: torch.Tensor
+    layers: list[LayerWeights], norm: torch.Tensor, mix: torch.Tensor, x: torch.Tensor, angles: torch.Tensor
 ) -> torch.Tensor:
     """The blocks of one sequence (T, D) in fp64, written without the ops; angles (T, HD / 2)."""
+    rows = [[mix[j].double() * x[t - j].double() for j in range(min(len(mix), t + 1))] for t in range(len(x))]
+    x = torch.stack([torch.stack(row).sum(0) for row in rows])
 
     def turn(heads: torch.Tensor) -> torch.Tensor:
         z = torch.complex(heads[..., : HD // 2], heads[..., HD // 2 :]) * torch.polar(
@@ -72,11 +74,12 @@ def _formula(
         ).unsqueeze(1)
         return torch.cat([z.real, z.imag], -1)
 
-    x = x.double()
     for layer in layers:
         heads = (_norm(x, layer.attention_norm) @ layer.qkv.double().T).view(len(x), -1, HD)
         q, k, v = heads[:, :H], heads[:, H : H + HKV], heads[:, H + HKV :]
         q, k = turn(_norm(q, layer.q_norm)), turn(_norm(k, layer.k_norm))
+        if layer.late_keys:
+            k = torch.cat([torch.zeros_like(k[:1]), k[:-1]])
         seen = torch.ones(len(x), len(x), dtype=torch.bool).tril()
         gathered = []
         for head in range(H):
@@ -92,26 +95,31 @@ def _formula(
 class Case:
     """A stack, three sequences of nine positions, and their states by the formula."""
 
-    def __init__(self, weights: str = "float32") -> None:
+    def __init__(self, weights: str = "float32", *, late_keys: bool = True, n_taps: int = 3) -> None:
         torch.manual_seed(0)
-        self.layers, self.norm = _layers(2), torch.rand(D) + 0.5
+        self.layers, self.norm = _layers(2, late_keys=late_keys), torch.rand(D) + 0.5
+        mix = torch.randn(n_taps, D)
         angles = torch.rand(20, HD // 2) * 6
         self.axes = [0, 2, 1, 0, 2]
         self.stack = PackedStack(
             self.layers, self.norm, n_heads=H, n_kv_heads=HKV, head_dim=HD, eps=1e-6,
             tables=(angles.cos(), angles.sin()), axes=self.axes, weights=weights,  # type: ignore[arg-type]
+            mix=mix if n_taps > 1 else None,
         )  # fmt: skip
         self.x, self.positions = torch.randn(3, 9, D), torch.randint(0, 20, (3, 9, 3))
         chosen = [angles[p[:, self.axes], torch.arange(HD // 2)].double() for p in self.positions]
-        self.expected = [_formula(self.layers, self.norm, x, a) for x, a in zip(self.x, chosen, strict=True)]
+        mix = mix if n_taps > 1 else torch.ones(1, D)
+        self.expected = [
+            _formula(self.layers, self.norm, mix, x, a) for x, a in zip(self.x, chosen, strict=True)
+        ]
 
-    def cache(self, batch: int = 3, max_len: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (2, batch, max_len, HKV, HD)
-        return torch.full(shape, 7.0), torch.full(shape, 7.0)
+    def cache(self, batch: int = 3, max_len: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shape = (2, batch, max_len + 1, HKV, HD)
+        return torch.full(shape, 7.0), torch.full(shape, 7.0), torch.full((batch, max_len, D), 7.0)
 
     def step(
         self,
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         rows: list[int],
         start: list[int],
         n: int,
@@ -123,8 +131,9 @@ class Case:
         return self.stack.step(x, positions, *cache, rows=rows, lengths=start)
 
 
-def test_a_stack_matches_the_formula_in_fp64(level: str) -> None:
-    case = Case()
+@pytest.mark.parametrize(("late_keys", "n_taps"), [(False, 1), (True, 1), (False, 2), (True, 4)])
+def test_a_stack_matches_the_formula_in_fp64(level: str, late_keys: bool, n_taps: int) -> None:
+    case = Case(late_keys=late_keys, n_taps=n_taps)
     found = case.step(case.cache(), [0, 1, 2], [0, 0, 0], 9, [0, 1, 2])
     for own, expected in zip(found, case.expected, strict=True):
         torch.testing.assert_close(own.double(), expected, atol=1e-5, rtol=1e-5)
@@ -148,7 +157,7 @@ def test_single_steps_of_any_rows_give_the_bits_of_one_prefill(level: str, weigh
             found[s].append(own)
             done[s] += n
     assert all(torch.equal(torch.cat(own), expected) for own, expected in zip(found, whole, strict=True))
-    assert (cache[0][:, 0] == 7.0).all(), "a row that nobody named was written"
+    assert all((kept[0] == 7.0).all() for kept in (cache[0][0], cache[0][1], cache[2])), "a row that nobody named was written"
 
 
 def test_threads_change_no_bit(level: str) -> None:
@@ -177,18 +186,20 @@ def test_int8_is_near_and_not_the_same() -> None:
         ({"x": torch.zeros(2, 1, 5)}, "expected"),
         ({"x": torch.zeros(2, 1, D, dtype=torch.float64)}, "float32"),
         ({"positions": torch.zeros(2, 1, 2, dtype=torch.int64)}, "positions"),
-        ({"k": torch.zeros(2, 3, HKV, 9, HD).transpose(2, 3)}, "contiguous"),
+        ({"k": torch.zeros(2, 3, HKV, 10, HD).transpose(2, 3)}, "contiguous"),
+        ({"inputs": torch.zeros(3, 8, D)}, "inputs: expected"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(change: dict, message: str) -> None:
     case = Case()
-    k, v = case.cache()
+    k, v, inputs = case.cache()
     arguments: dict = {
-        "x": case.x[:2, :1], "positions": case.positions[:2, :1], "k": k, "v": v, "rows": [0, 1], "lengths": [0, 0],
+        "x": case.x[:2, :1], "positions": case.positions[:2, :1], "k": k, "v": v, "inputs": inputs, "rows": [0, 1],
+        "lengths": [0, 0],
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         case.stack.step(**(arguments | change))
-    assert (k == 7.0).all() and (v == 7.0).all()
+    assert all((kept == 7.0).all() for kept in (k, v, inputs))
 
 
 def test_a_position_beyond_the_tables_is_refused() -> None:

@@ -7,7 +7,7 @@ from muomni_kernels import cpp
 from muomni.nn.attention import Attention
 from muomni.nn.block import Block, Stack
 from muomni.nn.cache import KVCache
-from muomni.nn.conv import same_document
+from muomni.nn.conv import earlier_rows, later, same_document
 from muomni.nn.moe import FeedForward, MoE
 from muomni.nn.rope import Rotary, rotary_tables
 
@@ -47,8 +47,39 @@ def test_attention_matches_the_formula_in_fp64() -> None:
     assert torch.allclose(y.double(), _softmax_attention(layer, x, positions), atol=1e-5)
 
 
+def test_late_keys_stand_beside_the_value_of_the_row_after_in_each_document_alone() -> None:
+    torch.manual_seed(0)
+    late = Attention(16, n_heads=2, n_kv_heads=1, head_dim=8, causal=True, late_keys=True)
+    x, cu = torch.randn(9, 16), torch.tensor([0, 5, 9], dtype=torch.int32)
+    y = late(x, None, None, cu, 5, earlier_rows(cu, 9, n=1))
+    q, k, v = (x @ late.qkv.weight.T).split([16, 8, 8], -1)
+    q, k = (
+        t.view(9, -1, 8) / (t.view(9, -1, 8).square().mean(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k)
+    )
+    for start, stop in ((0, 5), (5, 9)):
+        for row in range(start, stop):
+            keys = torch.cat([torch.zeros(1, 8), k[start:row, 0]])
+            shares = (q[row] @ keys.T / 8**0.5).softmax(-1)
+            expected = late.out((shares @ v[start : row + 1]).flatten())
+            torch.testing.assert_close(y[row], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="earlier_rows"):
+        late(x, None, None, cu, 5)
+
+
+def test_late_keys_start_by_asking_what_followed_a_row_like_this_one() -> None:
+    torch.manual_seed(0)
+    layer = Attention(64, n_heads=4, n_kv_heads=2, head_dim=32, causal=True, late_keys=True)
+    rows = torch.randn(10, 64)
+    x, cu = torch.cat([rows, rows]), torch.tensor([0, 20], dtype=torch.int32)
+    q, k, _ = layer._project(x, None, None)
+    scores = torch.einsum("qhd,khd->hqk", q, later(k.flatten(1), earlier_rows(cu, 20, n=1), 1).view_as(k).repeat_interleave(2, 1))
+    followers = scores[:, 10:19].masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril()[10:19], -torch.inf)
+    # Row 10 + i repeats row i; what followed it is i + 1, and itself is no choice, as its key stands further on.
+    assert (followers.argmax(-1) == torch.arange(1, 10)).all()
+
+
 def _step_all(stack: Stack, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    cache = KVCache(2, x.shape[0], x.shape[1], 2, 8)
+    cache = KVCache(2, x.shape[0], x.shape[1], 2, 8, d_inputs=16)
     parts = []
     for part in x.split(sizes, dim=1):
         start = cache.longest
@@ -57,13 +88,17 @@ def _step_all(stack: Stack, x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("n_experts", [0, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_experts": 3}, {"late_keys": True}, {"mix_kernel": 4}, {"late_keys": True, "mix_kernel": 2}],
+    ids=str,
+)
 @torch.no_grad()
-def test_steps_of_any_size_equal_the_packed_forward(n_experts: int) -> None:
+def test_steps_of_any_size_equal_the_packed_forward(options: dict[str, int]) -> None:
     torch.manual_seed(0)
     stack = Stack(
-        16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True, n_experts=n_experts,
-        rotary=Rotary(head_dim=8, theta=1e4),
+        16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, causal=True,
+        rotary=Rotary(head_dim=8, theta=1e4), **options,  # type: ignore[arg-type]
     )  # fmt: skip
     x = torch.randn(2, 10, 16)
     cos, sin = rotary_tables(torch.arange(10).repeat(2), head_dim=8, theta=1e4)
@@ -72,18 +107,20 @@ def test_steps_of_any_size_equal_the_packed_forward(n_experts: int) -> None:
         assert torch.allclose(_step_all(stack, x, sizes), full, atol=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
-def test_truncated_cache_continues_as_if_the_rest_had_never_been_there() -> None:
-    torch.manual_seed(0)
-    layer = Attention(16, n_heads=4, n_kv_heads=2, head_dim=8, causal=True)
+def test_truncated_cache_continues_as_if_the_rest_had_never_been_there(packed: bool) -> None:
+    if packed and cpp.extension() is None:
+        pytest.skip(str(cpp.available()))
+    stack = _packable(rotary=None)
+    assert not packed or stack.pack() is None
     x, other = torch.randn(2, 6, 16), torch.randn(2, 2, 16)
-    clean, dirty = KVCache(1, 2, 6, 2, 8), KVCache(1, 2, 6, 2, 8)
-    for cache, first in ((clean, x[:, :4]), (dirty, torch.cat([x[:, :4], other], dim=1))):
-        layer.step(first, None, None, cache.layer(0))
-        cache.advance(first.shape[1])
+    clean, dirty = (KVCache(2, 2, 6, 2, 8, d_inputs=16) for _ in range(2))
+    stack.step(x[:, :4], None, clean)
+    stack.step(torch.cat([x[:, :4], other], dim=1), None, dirty)
     dirty.truncate([4, 4])
-    expected = layer.step(x[:, 4:], None, None, clean.layer(0))
-    assert torch.equal(layer.step(x[:, 4:], None, None, dirty.layer(0)), expected)
+    expected = stack.step(x[:, 4:], None, clean)
+    assert torch.equal(stack.step(x[:, 4:], None, dirty), expected)
 
 
 def test_full_cache_is_an_error_that_says_so() -> None:
@@ -173,7 +210,8 @@ def _packable(**changes: object) -> Stack:
     torch.manual_seed(0)
     rotary = Rotary(head_dim=8, theta=1e4, sections=(2, 1, 1))
     settings = {
-        "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 32, "causal": True, "rotary": rotary
+        "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 32, "causal": True, "rotary": rotary,
+        "mix_kernel": 3, "late_keys": True,
     }  # fmt: skip
     return Stack(16, **(settings | changes)).eval()  # type: ignore[arg-type]
 
@@ -182,7 +220,7 @@ def _packable(**changes: object) -> Stack:
 @torch.inference_mode()
 def test_a_packed_stack_steps_as_the_blocks_do() -> None:
     stack, x, positions = _packable(), torch.randn(3, 7, 16), torch.randint(0, 30, (3, 7, 3))
-    plain, packed = KVCache(2, 3, 9, 2, 8), KVCache(2, 3, 9, 2, 8)
+    plain, packed = (KVCache(2, 3, 9, 2, 8, d_inputs=16) for _ in range(2))
     expected = [stack.step(x[:, :4], positions[:, :4], plain)]
     expected.append(stack.step(x[::2, 4:], positions[::2, 4:], plain, rows=[0, 2]))
     assert stack.pack(n_positions=30) is None
@@ -191,6 +229,7 @@ def test_a_packed_stack_steps_as_the_blocks_do() -> None:
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(packed.k, plain.k, atol=1e-5, rtol=1e-5)
+    assert torch.equal(packed.inputs, plain.inputs)
     assert packed.lengths.tolist() == plain.lengths.tolist() == [7, 4, 7]
     with pytest.raises(ValueError, match="do not fit"):
         stack.step(x[:1, :3], positions[:1, :3], packed, rows=[0])

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from muomni.nn.conv import CausalConv1d, depthwise_packed, same_document
+from muomni.nn.conv import CausalConv1d, CausalMix, depthwise_packed, earlier_rows, same_document
 
 
 def _cu(*lengths: int) -> torch.Tensor:
@@ -37,6 +37,20 @@ def test_depthwise_packed_does_not_leak_over_documents() -> None:
     changed = x.clone()
     changed[:5] += 100.0
     assert torch.equal(depthwise_packed(x, weight, same)[5:], depthwise_packed(changed, weight, same)[5:])
+
+
+def test_a_causal_mix_is_the_sum_over_the_rows_before_in_the_same_document() -> None:
+    torch.manual_seed(0)
+    lengths, mix = (5, 1, 3), CausalMix(4, kernel=4)
+    x = torch.randn(sum(lengths), 4)
+    expected = [
+        sum((mix.weight[j] * part[t - j] for j in range(min(4, t + 1))), torch.zeros(4))
+        for part in x.split(list(lengths))
+        for t in range(len(part))
+    ]
+    y = mix(x, earlier_rows(_cu(*lengths), len(x), n=3))
+    torch.testing.assert_close(y, torch.stack(expected))
+    assert (mix.weight[0] == 1.0).all() and mix.weight[1:].abs().min() > 0
 
 
 def test_causal_conv_equals_padded_conv1d_and_its_stream() -> None:
