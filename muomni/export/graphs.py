@@ -33,8 +33,9 @@ class EqualAttention(Attention):
         sin: torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
+        earlier: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x: (n * max_seqlen, d_model); the rest as `Attention.forward`. Returns the shape of x."""
+        """x: (n * max_seqlen, d_model); the rest as `Attention.forward`, without late keys. Returns the shape of x."""
         groups = self.n_heads // self.n_kv_heads
         q, k, v = (
             t.reshape(-1, max_seqlen, t.shape[1], self.head_dim).transpose(1, 2)
