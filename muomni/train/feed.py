@@ -68,7 +68,14 @@ class Feed:
 
     def close(self) -> None:
         """Stop the workers."""
-        self._batches = None
+        batches, self._batches = self._batches, None
+        if self.n_workers and batches is not None:
+            # Not left to the last reference, which may be an exception's traceback: workers that nobody told to end are
+            # sent SIGTERM when the interpreter ends, which they ignore, and waited for.
+            made: Any = batches
+            made._shutdown_workers()
+            for worker in made._workers:
+                worker.kill()
 
 
 def died(error: RuntimeError) -> RuntimeError:
