@@ -93,10 +93,8 @@ class WorkerError(UserError, RuntimeError):
     """A background process that made batches has died."""
 
 
-def n_workers(choice: int, *, device: torch.device, stage: Stage) -> int:
-    """Processes for train.workers on a device; none for a stage whose batches are made on the device."""
-    if stage.batch_on_device:
-        return 0
+def n_workers(choice: int, *, device: torch.device) -> int:
+    """Processes for train.workers on a device."""
     return choice if choice >= 0 else (WORKERS_ON_CUDA if device.type == "cuda" else 0)
 
 

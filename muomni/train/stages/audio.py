@@ -69,6 +69,7 @@ class AudioStage(StageBase):
     saved = ("audio", "ctc_head")
     # CTC reads the lengths of its clips on the host.
     capturable = False
+    slow_batches = True
     weights: Mapping[str, float] = {"ctc": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
