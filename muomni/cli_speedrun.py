@@ -35,7 +35,7 @@ def speedrun(
         minutes: In all, evaluation included.
         data: embedded, small, full, or prepared sets with commas between; default: nano embedded, others full.
         seed: Seed of the whole run.
-        threads: Of the processor; default: what PyTorch takes.
+        threads: Of the processor; default: what PyTorch takes, one fewer where a process makes batches beside.
         evaluate: Measure held-out figures at the end.
         check: Exit 1 unless every figure beats its baseline by the size's stated margin.
     """
@@ -52,14 +52,11 @@ def speedrun(
 
     if check and model(size).size not in margins.SPEEDRUNS:
         raise UserError(f"speedrun: --check: no margins are stated for size {size}; leave it out.")
-    import torch
     from rich.console import Console
 
     from muomni.speedrun import run_speedrun
     from muomni.speedrun_record import record_line, record_name
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     root = run or Path("runs", f"speedrun-{size}")
     console = Console(highlight=False, soft_wrap=True, stderr=json_)
     record = run_speedrun(
@@ -68,6 +65,7 @@ def speedrun(
         minutes=minutes,
         data=data,
         seed=seed,
+        threads=threads,
         evaluate=evaluate,
         console=console,
         began=began,

@@ -31,20 +31,31 @@ from muomni.models.omni import parameter_table
 from muomni.progress import bar, training
 from muomni.recipes import recipe, shortened, stages
 from muomni.train import checkpoint
+from muomni.train.built import Built
 from muomni.train.loop import Result, train
+from muomni.train.stage import Stage
 from muomni.train.stages import stage
 
 N_EXAMPLES = 8
 """Held-out examples shown in each of the report's tables."""
 
 
-def train_stage(run: RunConfig, root: Path, *, console: Console, track: Sequence[str] = ()) -> Result:
+def train_stage(
+    run: RunConfig,
+    root: Path,
+    *,
+    console: Console,
+    track: Sequence[str] = (),
+    timed: tuple[Stage, Built] | None = None,
+) -> Result:
     """Train one stage and show how it goes; a finished one is reused. track: see train/trackers.py.
 
+    timed: the stage, and what it built, if it was timed before.
     Raises what the loop raises: a missing prerequisite, a checkpoint of another size, an interruption.
     """
+    own, built = timed or (stage(run), None)
     with training(run.stage, console) as update:
-        result = train(stage(run), run, root, progress=update, track=track)
+        result = train(own, run, root, progress=update, track=track, built=built)
     if result.reused:
         console.print(f"{run.stage:<10} finished before, reused")
     for split, count in result.quarantined.items():

@@ -103,6 +103,11 @@ class Quarantine:
             self._path.unlink(missing_ok=True)
         self._write()
 
+    def close(self) -> None:
+        """Keep no list any more; what was found is known still, and written when it is opened again."""
+        self._reasons |= _listed(self._path) if self._path is not None else {}
+        self._path = None
+
     def counts(self) -> dict[str, int]:
         """Bad samples of each split that has any, those found by other processes included."""
         if self._path is not None:

@@ -68,7 +68,14 @@ class Feed:
 
     def close(self) -> None:
         """Stop the workers."""
-        self._batches = None
+        batches, self._batches = self._batches, None
+        if self.n_workers and batches is not None:
+            # Not left to the last reference, which may be an exception's traceback: workers that nobody told to end are
+            # sent SIGTERM when the interpreter ends, which they ignore, and waited for.
+            made: Any = batches
+            made._shutdown_workers()
+            for worker in made._workers:
+                worker.kill()
 
 
 def died(error: RuntimeError) -> RuntimeError:
@@ -86,10 +93,8 @@ class WorkerError(UserError, RuntimeError):
     """A background process that made batches has died."""
 
 
-def n_workers(choice: int, *, device: torch.device, stage: Stage) -> int:
-    """Processes for train.workers on a device; none for a stage whose batches are made on the device."""
-    if stage.batch_on_device:
-        return 0
+def n_workers(choice: int, *, device: torch.device) -> int:
+    """Processes for train.workers on a device."""
     return choice if choice >= 0 else (WORKERS_ON_CUDA if device.type == "cuda" else 0)
 
 

@@ -19,6 +19,7 @@ from muomni.config import FREE, RunConfig
 from muomni.models.weights import CheckpointError, newest_complete
 from muomni.settings import to_dict
 from muomni.train import checkpoint, collector, trackers
+from muomni.train.built import Built, parents_of
 from muomni.train.faults import MAX_ROLLBACKS, DivergedError, Faults
 from muomni.train.feed import Feed, died, n_workers
 from muomni.train.held_out import measured
@@ -79,6 +80,7 @@ def train(
     resume: bool = True,
     device: str | torch.device | None = None,
     track: Sequence[str] = (),
+    built: Built | None = None,
 ) -> Result:
     """Train one stage to its end and measure it on the validation split.
 
@@ -87,6 +89,7 @@ def train(
     resume=False, start over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the
     run call it alike, and each gets the result; the main one writes.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
+    built: of this stage and a run that differs in its steps alone; taken unless its parents have changed since.
     Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
     saving, saying at which step.
     """
@@ -103,7 +106,7 @@ def train(
         record = checkpoint.read_record(directory)
         if record is not None:
             check_same_model(record["config"]["model"], run.model, keys=("size",), where=directory)
-        parents = {parent: checkpoint.manifest_hash(root / parent) for parent in stage.parents}
+        parents = parents_of(stage, root)
         same = (
             resume
             and record is not None
@@ -117,8 +120,10 @@ def train(
                 skipped=record["skipped"], spikes=record.get("spikes", 0), directory=directory,
                 quarantined=record.get("quarantined", {}), dropped=record.get("dropped", {}),
             )  # fmt: skip
+        # A stage that was timed was made for other steps.
+        stage.run = run
         with world.first():
-            model = stage.build(run, root).to(where)
+            model = (built.model if built and built.parents == parents else stage.build(run, root)).to(where)
         if record is not None and not same and world.main:
             _set_aside(directory)
         with world.first():
@@ -310,7 +315,7 @@ class _Trainer:
 
         Raises UserError when a worker dies, wherever in a step its end is noticed.
         """
-        count = n_workers(self.run.train.workers, device=self.device, stage=self.stage)
+        count = n_workers(self.run.train.workers, device=self.device)
         feed, expected = None, (-1, -1)
 
         def current() -> Feed:

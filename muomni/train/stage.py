@@ -46,6 +46,9 @@ class Figure:
 class Stage(Protocol):
     """What the loop needs of a stage."""
 
+    run: RunConfig
+    """What it is trained with; `batch` may ask it for the steps."""
+
     @property
     def name(self) -> str:
         """One of STAGES."""
@@ -82,8 +85,8 @@ class Stage(Protocol):
         ...
 
     @property
-    def batch_on_device(self) -> bool:
-        """Whether `batch` runs a part of the model: such batches cannot be made by another process."""
+    def slow_batches(self) -> bool:
+        """Whether `batch` takes so much of a step that a process that makes batches is worth a core of a CPU."""
         ...
 
     @property
@@ -162,7 +165,7 @@ class StageBase:
     saved: tuple[str, ...] = ()
     weights: Mapping[str, float] = MappingProxyType({})
     capturable: bool = True
-    batch_on_device: bool = False
+    slow_batches: bool = False
 
     def __init__(self, run: RunConfig) -> None:
         """Keep the run; data are read in `build`, because they need the run's directory."""

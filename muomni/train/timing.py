@@ -1,7 +1,8 @@
-"""What a stage costs here, measured on a few steps of its own that leave nothing behind."""
+"""What a stage costs here, measured on a few steps that leave nothing behind but what the stage has read."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from muomni.config import RunConfig
+from muomni.train.built import Built, build
 from muomni.train.feed import Feed, n_workers
 from muomni.train.held_out import measured
-from muomni.train.stage import Stage, step_seed
+from muomni.train.stage import Stage
 from muomni.train.step import Step
 
 WARM_UP = 3
@@ -30,13 +32,17 @@ class Timing:
     """Seconds of one stage's run."""
 
     setup: float
-    """Reading the data, making the model, and what the first steps take longer than others."""
+    """Reading the data and making the model, which need not be done again."""
+    start: float
+    """What the first steps take longer than others."""
     step: float
     """Mean of an optimizer step."""
     evaluation: float
     """Figures and samples of the validation split."""
     n_steps: int
     """Steps that were timed."""
+    built: Built
+    """For `train` with the same stage: no step has touched it."""
 
 
 def time_stage(
@@ -48,24 +54,25 @@ def time_stage(
     clock: Callable[[], float] = time.perf_counter,
     device: str | torch.device | None = None,
 ) -> Timing:
-    """Take some steps as `train` would, evaluate once, and forget all of it.
+    """Build a stage, take some steps with a copy of its model as `train` would, evaluate it once, and forget the copy.
 
-    stage: one that is used for nothing else. seconds: how long steps are timed, after WARM_UP of them. Nothing is
+    stage: one that was not built before. seconds: how long steps are timed, after WARM_UP of them. Nothing is
     written but what `Stage.build` writes. Raises what `train` raises for a stage that cannot begin.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     devices = [where] if where.type == "cuda" else []
     began = clock()
     with torch.random.fork_rng(devices=devices), tempfile.TemporaryDirectory() as aside:
-        torch.manual_seed(step_seed(run.seed, 0))
-        model = stage.build(run, root).to(where)
+        built = build(stage, run, root)
+        setup = clock() - began
+        model = copy.deepcopy(built.model).to(where)
         stage.quarantine.open(Path(aside), resume=False)
         take = Step(stage, run, model)
         stage.set_mode(model)
         each = run.train.micro_batches
         feed = Feed(
             stage, 0, parts=take.parts, pin=where.type == "cuda",
-            n_workers=n_workers(run.train.workers, device=where, stage=stage),
+            n_workers=n_workers(run.train.workers, device=where),
         )  # fmt: skip
         times: list[float] = []
         try:
@@ -94,8 +101,9 @@ def time_stage(
         measured(stage, model, take, Path(aside), step=0)
         evaluation = clock() - before
         take.forget()
-    setup = max(times[WARM_UP - 1] - began - WARM_UP * step, 0.0)
-    return Timing(setup=setup, step=step, evaluation=evaluation, n_steps=timed)
+        stage.quarantine.close()
+    start = max(times[WARM_UP - 1] - began - setup - WARM_UP * step, 0.0)
+    return Timing(setup=setup, start=start, step=step, evaluation=evaluation, n_steps=timed, built=built)
 
 
 def _enough(times: list[float], seconds: float) -> bool:

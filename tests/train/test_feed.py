@@ -21,6 +21,7 @@ from muomni.train.feed import Feed, WorkerError, died, n_workers
 from muomni.train.loop import train
 from muomni.train.stage import StageBase, generator
 from muomni.train.stages import stage as make_stage
+from muomni.train.stages.audio import AudioStage
 
 SmallRun = Callable[..., RunConfig]
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -108,15 +109,38 @@ def test_only_dead_workers_are_told_as_such_and_only_once() -> None:
     assert isinstance(told, WorkerError) and died(told) is told and died(other) is other
 
 
-def test_workers_are_for_stages_whose_batches_need_no_model(small_run: SmallRun) -> None:
+def test_workers_by_default_are_for_a_gpu() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    text, talker = (make_stage(small_run(name)) for name in ("text", "talker"))
-    assert [n_workers(-1, device=d, stage=text) for d in (cuda, cpu)] == [2, 0]
-    assert n_workers(5, device=cpu, stage=text) == 5
-    assert n_workers(5, device=cuda, stage=talker) == 0
+    assert [n_workers(-1, device=d) for d in (cuda, cpu)] == [2, 0]
+    assert [n_workers(5, device=d) for d in (cuda, cpu)] == [5, 5]
 
 
-@pytest.mark.parametrize("name", ["text", "audio", "omni"])
+def test_workers_end_with_their_feed_whoever_still_refers_to_it(small_run: SmallRun) -> None:
+    """An interruption's traceback does, up to the end of the program, which would then wait for them for ever."""
+    feed = Feed(_numbers(small_run), 0, n_workers=2, pin=False)
+    assert next(feed)
+    iterator: Any = feed._batches
+    assert [worker.is_alive() for worker in iterator._workers] == [True, True]
+    feed.close()
+    assert [worker.is_alive() for worker in iterator._workers] == [False, False]
+
+
+def test_a_long_clip_is_augmented_to_the_same_bits_by_any_number_of_threads(small_run: SmallRun) -> None:
+    """A worker has one; PyTorch adds up more than 32,768 values in as many parts as it has threads."""
+    own, before = make_stage(small_run("audio")), torch.get_num_threads()
+    assert isinstance(own, AudioStage)
+    try:
+        for number in range(20):
+            mel, made = torch.randn(900 + number, 80, generator=generator(0, number)), []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                made.append(own.augment(mel, generator(1, number)))
+            assert torch.equal(*made)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["text", "audio", "vision", "omni", "talker"])
 def test_a_run_with_workers_is_the_run_without(
     name: str, trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:

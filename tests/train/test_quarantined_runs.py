@@ -26,6 +26,7 @@ from muomni.recipes import model as sized
 from muomni.train.loop import Result, train
 from muomni.train.stage import Figure, Parts, StageBase, generator
 from muomni.train.stages import stage as make_stage
+from muomni.train.timing import time_stage
 
 SmallRun = Callable[..., RunConfig]
 NOT_UTF8 = b"caf\xe9".decode("utf-8", "surrogateescape")
@@ -314,6 +315,23 @@ def test_samples_found_bad_while_training_leave_their_room_empty_and_are_counted
         for line in (result.directory / "metrics.jsonl").read_text().splitlines()
     ]
     assert used[:5] == [1.0, 0.75, 1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_found_bad_while_a_stage_is_timed_are_counted_and_listed_once(
+    workers: int, tmp_path: Path
+) -> None:
+    run, more = _lazy_run(workers=workers), _lazy_run(workers=workers, steps=30)
+    own = LazyStage(run)
+    found = time_stage(own, run, tmp_path / "a", seconds=0.0)
+    assert own.quarantine.counts() == {"train": 3}, "whichever process found them"
+    result = train(own, more, tmp_path / "a", device="cpu", built=found.built)
+    straight = train(LazyStage(more), more, tmp_path / "b", device="cpu")
+    a, b = _state(straight), _state(result)
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert result.quarantined == straight.quarantined == {"train": 3}
+    assert sorted(_listed(result.directory)) == sorted(_listed(straight.directory))
+    assert len(_listed(result.directory)) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
-from muomni import recipes, speedrun
+from muomni import demo, recipes, speedrun
 from muomni.config import SIZES, STAGES, RunConfig
 from muomni.models.weights import load_weights, newest_complete
 from muomni.recipes import StageShare
 from muomni.speedrun import SpeedrunError, run_speedrun
 from muomni.train import loop, timing
 from muomni.train.loop import train
+from muomni.train.stage import Stage
 from muomni.train.stages import stage
 from muomni.train.step import Step
 
@@ -34,6 +36,10 @@ STEP = {"text": 0.5, "audio": 0.4, "vision": 0.3, "codec": 0.2, "omni": 0.5, "ta
 FIRST = 1.5
 """What a call's first step takes besides."""
 HELD_OUT = 0.7
+SETUP = 0.3
+"""Of reading a stage's data."""
+SLOW = ("audio", "vision", "codec", "omni")
+"""Stages whose batches another process makes where there is a core for it."""
 
 
 class Machine:
@@ -44,7 +50,21 @@ class Machine:
         self.before_step: Callable[[str, int, bool], None] = lambda name, step, training: None
         self.factor: Callable[[str, int], float] = lambda name, steps: 1.0
         """Of a step's seconds, by stage and train.steps."""
+        self.built: list[str] = []
+        self.cores = 1
         whole, figures = Step.__call__, loop.measured
+
+        def made(run: RunConfig) -> Stage:
+            own = stage(run)
+            build = own.build
+
+            def built(run: RunConfig, root: Path) -> nn.Module:
+                self.now += SETUP
+                self.built.append(own.name)
+                return build(run, root)
+
+            own.build = built
+            return own
 
         def step(take: Step, *arguments: Any, step: int) -> Any:
             name, steps = take.stage.name, take.run.train.steps
@@ -64,6 +84,9 @@ class Machine:
         patch.setattr(Step, "__call__", step)
         patch.setattr(loop, "measured", measured)
         patch.setattr(timing, "measured", measured)
+        patch.setattr(speedrun, "stage", made)
+        patch.setattr(demo, "stage", made)
+        patch.setattr(speedrun, "n_cores", lambda: self.cores)
         patch.setattr(speedrun, "measure", evaluation)
         patch.setattr(speedrun, "recipe", lambda size, name: small_run(name))
         patch.setattr(speedrun, "plan_of", lambda size: self.plan)
@@ -98,6 +121,7 @@ def test_a_run_keeps_to_its_minutes_and_its_weights_are_those_of_training_with_i
     machine: Machine, tmp_path: Path
 ) -> None:
     """Oracles: the costs of the machine, and `train` with the steps that were chosen."""
+    machine.cores = 2
     began, machine.now = machine.now, machine.now + 3.0
     record = machine.run(tmp_path / "run", began=began)
     used = machine.now - began
@@ -110,18 +134,23 @@ def test_a_run_keeps_to_its_minutes_and_its_weights_are_those_of_training_with_i
             assert part["seconds"] == pytest.approx(EVALUATION)
             continue
         assert part["step_seconds"] == pytest.approx(STEP[name])
-        assert part["setup_seconds"] == pytest.approx(FIRST)
-        timed = FIRST + (timing.WARM_UP + part["timed_steps"]) * STEP[name] + HELD_OUT
+        assert part["setup_seconds"] == pytest.approx(SETUP)
+        assert part["start_seconds"] == pytest.approx(FIRST)
+        assert part["threads"] == 1
+        assert part["workers"] == (1 if name in SLOW else 0)
+        timed = SETUP + FIRST + (timing.WARM_UP + part["timed_steps"]) * STEP[name] + HELD_OUT
         whole = timed + FIRST + part["steps"] * STEP[name] + HELD_OUT
         assert part["seconds"] == pytest.approx(whole, abs=0.02)
         # One more would not have fitted.
         assert whole <= part["budget_seconds"] + 0.02 < whole + STEP[name] + 0.04
+        # Without the process that made batches.
         run = speedrun.configured(machine.plan, name, record, steps=part["steps"])
         assert run.optim.lr == (machine.plan.stages[name].lr or 2e-3)
         train(stage(run), run, tmp_path / "straight")
         own, other = weights(tmp_path / "run", name), weights(tmp_path / "straight", name)
         assert own.keys() == other.keys()
         assert all(torch.equal(value, other[key]) for key, value in own.items()), name
+    assert machine.built == list(STEP)
     assert json.loads((tmp_path / "run" / "record.json").read_text()) == record
     assert (tmp_path / "run" / "loss.svg").read_text().startswith("<svg")
     again = machine.run(tmp_path / "run")
@@ -134,6 +163,7 @@ def test_a_stopped_run_goes_on_with_the_same_steps_to_the_same_weights(
     machine: Machine, tmp_path: Path, timed: bool
 ) -> None:
     machine.few_stages()
+    machine.cores = 2
     straight = machine.run(tmp_path / "straight", minutes=FEWER_MINUTES)
     sent: list[str] = []
 
@@ -148,10 +178,12 @@ def test_a_stopped_run_goes_on_with_the_same_steps_to_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         machine.run(tmp_path / "run", minutes=FEWER_MINUTES)
     machine.now += 10_000.0
+    machine.built.clear()
     before = json.loads((tmp_path / "run" / speedrun.LEDGER).read_text())["parts"]
     record = machine.run(tmp_path / "run", minutes=FEWER_MINUTES)
     assert record["calls"] == 2
     assert record["within"]
+    assert machine.built == ["vision", "codec"]
     for name, part in before.items():
         assert {k: v for k, v in part.items() if k != "seconds"}.items() <= record["parts"][name].items()
     names = list(machine.plan.stages)
@@ -221,6 +253,31 @@ def test_minutes_that_do_not_suffice_and_a_directory_of_another_run_are_one_line
     (tmp_path / "other" / "audio").mkdir(parents=True)
     with pytest.raises(SpeedrunError, match="holds a stage audio of another run; choose another --run"):
         machine.run(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "asked", "slow", "expected"),
+    [
+        (2, 2, None, True, (1, 1)),
+        (2, 2, None, False, (2, 0)),
+        (2, 2, 2, True, (2, 0)),
+        (2, 2, 1, True, (1, 1)),
+        (2, 2, 1, False, (1, 0)),
+        (1, 1, None, True, (1, 0)),
+        (1, 2, None, True, (1, 1)),
+        (4, 8, None, True, (4, 1)),
+        (8, 8, None, True, (7, 1)),
+    ],
+)
+def test_a_process_that_makes_batches_has_a_core_of_its_own(
+    threads: int, cores: int, asked: int | None, slow: bool, expected: tuple[int, int],
+    small_run: SmallRun, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(speedrun, "n_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked or threads)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    own = stage(small_run("vision" if slow else "text"))
+    assert speedrun.processors(own, fixed=asked is not None) == expected
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -48,6 +48,7 @@ class CodecStage(StageBase):
 
     name = "codec"
     saved = ("codec", "discriminators")
+    slow_batches = True
 
     def __init__(self, run: RunConfig) -> None:
         """Weights come from the configuration; without discriminators there is one phase."""

@@ -49,6 +49,7 @@ class OmniStage(StageBase):
     name = "omni"
     parents = ("text", "audio", "vision")
     saved = ("thinker", "vision_projector", "audio_projector")
+    slow_batches = True
     weights: Mapping[str, float] = {"answer": 1.0, "balance": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:

@@ -47,7 +47,6 @@ class TalkerStage(StageBase):
     name = "talker"
     parents = ("audio", "codec", "omni")
     saved = ("talker",)
-    batch_on_device = True
 
     def __init__(self, run: RunConfig) -> None:
         """Each loss term is a mean over its own targets."""

@@ -62,6 +62,7 @@ class VisionStage(StageBase):
     name = "vision"
     parents = ("text",)
     saved = ("vision", "text_tower", "image_projection", "log_scale")
+    slow_batches = True
     weights: Mapping[str, float] = {"contrast": 1.0}
 
     def build(self, run: RunConfig, root: Path) -> nn.Module:
