@@ -235,10 +235,10 @@ class Speedrun:
 _NANO_SPEEDRUN = Speedrun(
     stages={
         "text": StageShare(share=0.13, lr=6e-3),
-        "audio": StageShare(share=0.22, lr=3e-3),
-        "vision": StageShare(share=0.14),
-        "codec": StageShare(share=0.07),
-        "omni": StageShare(share=0.15),
+        "audio": StageShare(share=0.20, lr=3e-3),
+        "vision": StageShare(share=0.16),
+        "codec": StageShare(share=0.06),
+        "omni": StageShare(share=0.16),
         "talker": StageShare(share=0.21, lr=6e-3),
     },
     evaluation=0.05,

@@ -146,7 +146,8 @@ class PackedStack:
                 )
                 for layer in layers
             ],
-            norm.tolist(), [tap for tensor in mixing for tap in tensor.flatten().tolist()], n_heads, n_kv_heads, head_dim, eps, cos, sin, list(axes) if self._rotary else [],
+            norm.tolist(), [tap for tensor in mixing for tap in tensor.flatten().tolist()], n_heads, n_kv_heads,
+            head_dim, eps, cos, sin, list(axes) if self._rotary else [],
         )  # fmt: skip
         self._n_layers, self._mixes = len(layers), mix is not None
 
@@ -167,7 +168,8 @@ class PackedStack:
         k, v: (n_layers, batch, max_len + 1, n_kv_heads, head_dim) float32, contiguous, one place more than there may be
         positions; inputs: (batch, max_len, d_model) of a stack that mixes them, else not read; rows: the row of the
         cache of each of the B sequences, each once; lengths: how many positions each has. Returns normalised states
-        (B, Tq, d_model). Raises ValueError when shapes, rows or lengths do not fit, IndexError for a position beyond the tables.
+        (B, Tq, d_model). Raises ValueError when shapes, rows or lengths do not fit, IndexError for a position beyond
+        the tables.
         """
         n_sequences, n_new, d_model = x.shape
         cache = (self._n_layers, k.shape[1], k.shape[2], self._n_kv_heads, self._head_dim)
@@ -200,6 +202,7 @@ class PackedStack:
         y = torch.empty_like(x)
         self._stack.step(
             x.data_ptr(), y.data_ptr(), places, n_axes, rows, lengths, k.data_ptr(), v.data_ptr(),
-            inputs.data_ptr() if self._mixes else 0, n_new, k.shape[1], k.shape[2] - 1, torch.get_num_threads(), _simd(),
+            inputs.data_ptr() if self._mixes else 0, n_new, k.shape[1], k.shape[2] - 1, torch.get_num_threads(),
+            _simd(),
         )  # fmt: skip
         return y

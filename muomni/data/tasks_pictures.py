@@ -62,8 +62,8 @@ def _spoken(kind: str, voices: Sequence[int], answers: Sequence[tuple[int, str]]
 
 def _yes_or_no(asks: Sequence[str], statements: Sequence[tuple[int, str, bool]]) -> Make:
     def make(i: int, draw: np.random.Generator) -> Example:
-        picture, label, true = statements[i]
-        question = one(asks, draw).format(thing=with_article(label))
+        picture, thing, true = statements[i]
+        question = one(asks, draw).format(thing=with_article(thing))
         return Example(
             task="yes or no", question=question, answer="yes" if true else "no", pictures=(picture,)
         )
@@ -72,15 +72,15 @@ def _yes_or_no(asks: Sequence[str], statements: Sequence[tuple[int, str, bool]])
 
 
 def _statements(items: Sequence[PictureItem]) -> Iterator[tuple[int, str, bool]]:
-    """(picture, label, whether it shows that) in a random order, with every label as often true as false.
+    """(picture, thing, whether it shows that) in a random order, with every thing as often true as false.
 
-    So neither the answers nor the labels alone tell anything.
+    So neither the answers nor the things alone tell anything. Every second pair of pictures is asked about by kind.
     """
     found = []
-    for i, j in _pairs(items):
-        found += [
-            (picture, items[of].label, picture == of) for picture, of in ((i, i), (i, j), (j, j), (j, i))
-        ]
+    for number, (i, j) in enumerate(_pairs(items)):
+        by_kind = number % 2 and items[i].group and items[j].group
+        things = {of: items[of].group if by_kind else items[of].label for of in (i, j)}
+        found += [(picture, things[of], picture == of) for picture, of in ((i, i), (i, j), (j, j), (j, i))]
     # In order they would alternate: every second one taken would give one answer alone.
     for k in np.random.default_rng(zlib.crc32(b"statements")).permutation(len(found)).tolist():
         yield found[k]

@@ -36,7 +36,9 @@ class Attention(nn.Module):
         self.late_keys = late_keys
         self.qkv = linear(d_model, (n_heads + 2 * n_kv_heads) * head_dim)
         if late_keys:
-            q, k, _ = self.qkv.weight.detach().split([n * head_dim for n in (n_heads, n_kv_heads, n_kv_heads)])
+            q, k, _ = self.qkv.weight.detach().split(
+                [n * head_dim for n in (n_heads, n_kv_heads, n_kv_heads)]
+            )
             heads = k.unflatten(0, (n_kv_heads, head_dim))
             q.copy_(heads.repeat_interleave(n_heads // n_kv_heads, dim=0).flatten(0, 1))
         self.q_weight = nn.Parameter(torch.ones(head_dim))

@@ -256,8 +256,9 @@ class Stack(Packs[PackedStack]):
             )  # fmt: skip
         attention = blocks[0].attention
         self.packed = PackedStack(
-            layers, self.norm.weight, mix=None if self.mix is None else self.mix.weight, n_heads=attention.n_heads, n_kv_heads=attention.n_kv_heads,
+            layers, self.norm.weight, n_heads=attention.n_heads, n_kv_heads=attention.n_kv_heads,
             head_dim=attention.head_dim, eps=self.norm.eps, weights=weights,
+            mix=None if self.mix is None else self.mix.weight.detach(),
             tables=None if self.rotary is None else self.rotary.line(n_positions),
             axes=() if self.rotary is None else self.rotary.axes,
         )  # fmt: skip

@@ -157,7 +157,9 @@ def test_single_steps_of_any_rows_give_the_bits_of_one_prefill(level: str, weigh
             found[s].append(own)
             done[s] += n
     assert all(torch.equal(torch.cat(own), expected) for own, expected in zip(found, whole, strict=True))
-    assert all((kept[0] == 7.0).all() for kept in (cache[0][0], cache[0][1], cache[2])), "a row that nobody named was written"
+    assert all((kept[0] == 7.0).all() for kept in (cache[0][0], cache[0][1], cache[2])), (
+        "a row that nobody named was written"
+    )
 
 
 def test_threads_change_no_bit(level: str) -> None:

@@ -72,7 +72,11 @@ def test_late_keys_start_by_asking_what_followed_a_row_like_this_one() -> None:
     rows = torch.randn(10, 64)
     x, cu = torch.cat([rows, rows]), torch.tensor([0, 20], dtype=torch.int32)
     q, k, _ = layer._project(x, None, None)
-    scores = torch.einsum("qhd,khd->hqk", q, later(k.flatten(1), earlier_rows(cu, 20, n=1), 1).view_as(k).repeat_interleave(2, 1))
+    scores = torch.einsum(
+        "qhd,khd->hqk",
+        q,
+        later(k.flatten(1), earlier_rows(cu, 20, n=1), 1).view_as(k).repeat_interleave(2, 1),
+    )
     followers = scores[:, 10:19].masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril()[10:19], -torch.inf)
     # Row 10 + i repeats row i; what followed it is i + 1, and itself is no choice, as its key stands further on.
     assert (followers.argmax(-1) == torch.arange(1, 10)).all()

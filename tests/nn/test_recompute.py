@@ -9,7 +9,15 @@ from muomni.nn.block import Stack
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"dropout": 0.3}, {"n_experts": 4}, {"conv_kernel": 3, "causal": False}, {"mix_kernel": 3, "late_keys": True}], ids=str
+    "options",
+    [
+        {},
+        {"dropout": 0.3},
+        {"n_experts": 4},
+        {"conv_kernel": 3, "causal": False},
+        {"mix_kernel": 3, "late_keys": True},
+    ],
+    ids=str,
 )
 def test_gradients_are_those_of_blocks_that_are_kept(options: dict[str, object]) -> None:
     torch.manual_seed(0)

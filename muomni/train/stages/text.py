@@ -12,11 +12,12 @@ from torch import nn
 from muomni.config import RunConfig
 from muomni.data.batch import Order, PackedBatch, pack, permutation
 from muomni.data.items import Split
-from muomni.data.template import Document, render_text
+from muomni.data.template import Document, Turn, length, render, render_text
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.text_mix import mix
 from muomni.data.text_sets import held_texts, training_texts
 from muomni.data.usable import Usable
+from muomni.data.wordings import SAY
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
@@ -45,6 +46,17 @@ TEMPERATURE = 1.5
 """Of the mix of several prepared sets: small ones are read more often than their size says."""
 TECHNICAL_SHARE = 0.25
 """Most of the tokens that may be documentation and descriptions of software, if there is other text."""
+
+
+COPIED_SHARE = 0.15
+"""Of the positions in training, those of texts to be said."""
+COPIED_CHARACTERS = 120
+"""Of a text that is to be said, at most."""
+
+
+def opening(text: str) -> str:
+    """A text, or the words of one that are whole within its first COPIED_CHARACTERS."""
+    return text if len(text) <= COPIED_CHARACTERS else text[: COPIED_CHARACTERS + 1].rpartition(" ")[0]
 
 
 def mixed(
@@ -92,7 +104,7 @@ class TextStage(StageBase):
         return list(chain.from_iterable(held_texts(split, self.data).values()))
 
     def documents(self, split: Split) -> list[Document]:
-        """Training documents are all texts; held-out ones those of `held_texts`, a whole number of pieces."""
+        """Plain text: all there is for training; held out that of `held_texts`, a whole number of pieces."""
         if split != "train":
             return self._documents(self.held_texts(split))
         by_set = {name: self._documents(texts) for name, texts in training_texts(split, self.data).items()}
@@ -107,9 +119,29 @@ class TextStage(StageBase):
             d for ids in self.tokenizer.encode_batch(texts) for d in render_text(ids, max_seq_len=longest)
         ]
 
+    def copies(self, n_tokens: float) -> list[Document]:
+        """Training texts to be said, with themselves as the answer, drawn with the run's seed, of n_tokens positions.
+
+        Plain text alone teaches a small model too little of copying, without which it can neither say nor transcribe.
+        """
+        texts = list(dict.fromkeys(chain.from_iterable(training_texts("train", self.data).values())))
+        found: list[Document] = []
+        for i in permutation(len(texts), seed=self.run.seed, epoch=1).tolist():
+            if n_tokens <= 0:
+                break
+            text = opening(texts[i])
+            asked, answer = self.tokenizer.encode_batch([SAY + text, text])
+            turn = Turn(text=asked, answer=answer)
+            if length([turn], 1) <= self.config.max_seq_len:
+                found.append(render([turn], n_image_tokens=1, max_seq_len=self.config.max_seq_len))
+                n_tokens -= len(found[-1])
+        return found
+
     def _order(self, split: Split) -> tuple[list[Document], Order]:
         if split not in self._orders:
             documents, train = self.documents(split), self.run.train
+            if split == "train":
+                documents += self.copies(sum(map(len, documents)) * COPIED_SHARE / (1.0 - COPIED_SHARE))
             order = Order(
                 [len(d) for d in documents], capacity=train.batch_tokens, n_items=train.batch_items,
                 seed=self.run.seed, shuffle=split == "train",
@@ -163,7 +195,7 @@ class TextStage(StageBase):
         figures = []
         for order, name in ((1, "unigram"), (2, "bigram")):
             if order not in self._baselines:
-                train = [d.labels[1:].tolist() for d in self._order("train")[0]]
+                train = [d.labels[1:].tolist() for d in self.documents("train")]
                 self._baselines[order] = NGramModel(train, order=order, vocab_size=self.tokenizer.vocab_size)
             baseline = self._baselines[order]
             nll = sum(baseline.nll(d) for d in held)
