@@ -245,6 +245,8 @@ def _train(
         console.print(
             f"{name:<10} {entry['steps']} steps of {entry['step_seconds']:.3g} s in {entry['budget_seconds']:.0f} s"
         )
+    if "threads" not in entry:
+        raise SpeedrunError(f"{root}: was begun by another version of muomni; choose another --run.")
     run = configured(plan, name, ledger.values, steps=entry["steps"], workers=entry["workers"])
     with _threads(entry["threads"]):
         train_stage(run, root, console=console, timed=timed)

@@ -162,7 +162,7 @@ class PackedStack:
         rows: Sequence[int],
         lengths: Sequence[int],
     ) -> torch.Tensor:
-        """New positions behind those a cache holds: all three are written, lengths are the caller's.
+        """New positions behind those a cache holds: keys, values and inputs are written, lengths are the caller's.
 
         x: (B, Tq, d_model) float32; positions: (B, Tq) or (B, Tq, 3) int64, None without rotary positions;
         k, v: (n_layers, batch, max_len + 1, n_kv_heads, head_dim) float32, contiguous, one place more than there may be

@@ -74,11 +74,15 @@ def _yes_or_no(asks: Sequence[str], statements: Sequence[tuple[int, str, bool]])
 def _statements(items: Sequence[PictureItem]) -> Iterator[tuple[int, str, bool]]:
     """(picture, thing, whether it shows that) in a random order, with every thing as often true as false.
 
-    So neither the answers nor the things alone tell anything. Every second pair of pictures is asked about by kind.
+    So neither the answers nor the things alone tell anything. Every second pair of pictures is asked about by kind,
+    where what is known of neither speaks of the other's.
     """
     found = []
     for number, (i, j) in enumerate(_pairs(items)):
-        by_kind = number % 2 and items[i].group and items[j].group
+        by_kind = number % 2 and all(
+            items[a].group and _words(items[a].group).isdisjoint(_known(items[b]))
+            for a, b in ((i, j), (j, i))
+        )
         things = {of: items[of].group if by_kind else items[of].label for of in (i, j)}
         found += [(picture, things[of], picture == of) for picture, of in ((i, i), (i, j), (j, j), (j, i))]
     # In order they would alternate: every second one taken would give one answer alone.
@@ -89,7 +93,7 @@ def _statements(items: Sequence[PictureItem]) -> Iterator[tuple[int, str, bool]]
 def _pairs(items: Sequence[PictureItem]) -> Iterator[tuple[int, int]]:
     """Pictures of one style in pairs of which neither shows what the other does."""
     names = [_words(item.label) for item in items]
-    known = [_words(item.label, *item.tags, *item.captions) for item in items]
+    known = [_known(item) for item in items]
 
     def apart(i: int, j: int) -> bool:
         if items[i].group and items[i].group == items[j].group:
@@ -105,6 +109,10 @@ def _pairs(items: Sequence[PictureItem]) -> Iterator[tuple[int, int]]:
         else:
             others.remove(partner)
             yield partner, i
+
+
+def _known(item: PictureItem) -> frozenset[str]:
+    return _words(item.label, *item.tags, *item.captions)
 
 
 def _words(*texts: str) -> frozenset[str]:

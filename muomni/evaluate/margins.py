@@ -72,7 +72,7 @@ SPEEDRUN_NANO: dict[str, Margin] = DEMO | {
     "retrieval.zero_shot_group": _times(1.1),
     "codec.mel_error.8": _times(0.3),
     "answer.loss.chat": _times(0.92),
-    "answer.loss.say": _times(0.92),
+    "answer.loss.say": _at(1.0),
     "answer.group_accuracy.typed": _times(1.4),
     "answer.group_accuracy.spoken": _times(1.4),
     "answer.right.yes_or_no": _times(1.05),

@@ -62,8 +62,8 @@ class _Texts:
 def evaluate_text(held: HeldOut) -> Measured:
     """Bits per byte of the text stage's Thinker, and of the Thinker that speaks, against n-gram models.
 
-    The unigram and the bigram are of the training conversations, the 5-gram of all that stage text is trained on, each
-    text once. The item is a text.
+    The unigram and the bigram are of the training conversations, the 5-gram of all texts that stage text is trained on,
+    each once. The item is a text.
     """
     out, thinker = Measured(), held.text_thinker
     tokenizer, longest = held.session.tokenizer, held.session.config.max_seq_len

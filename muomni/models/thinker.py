@@ -28,11 +28,11 @@ class Thinker(Packs[PackedMatrix]):
     """Embedding, pre-norm blocks with TM-RoPE, final norm, output tied to the embedding.
 
     A position's input holds traces of the few before it, and in the first block a value stands beside the key of the
-    position before: both are settings (docs/architecture.md has what they give).
+    position before: both are settings (docs/LOG.md has what they give).
     """
 
     def __init__(self, cfg: ThinkerConfig) -> None:
-        """Initial weights give a unit residual stream and logits of scale LOGIT_STD."""
+        """Initial weights give embeddings of unit scale and logits of scale LOGIT_STD."""
         super().__init__()
         self.cfg = cfg
         std = LOGIT_STD / math.sqrt(cfg.d_model)

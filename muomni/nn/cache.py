@@ -14,9 +14,9 @@ class CacheLayer:
     """One layer's part of a KVCache: views, written in place."""
 
     k: torch.Tensor
-    """(B, Tmax, Hkv, D)."""
+    """(B, max_len + 1, Hkv, D)."""
     v: torch.Tensor
-    """(B, Tmax, Hkv, D)."""
+    """(B, max_len + 1, Hkv, D)."""
     lengths: torch.Tensor
     """(B,) int32: positions before this step."""
 
@@ -65,7 +65,7 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.inputs = torch.zeros((batch, max_len, d_inputs), device=device, dtype=dtype)
-        """(B, Tmax, d_inputs)."""
+        """(B, max_len, d_inputs)."""
         self.used = np.zeros(batch, np.int32)
         """(B,) positions of each sequence, known without asking the device."""
         # On a CPU they are one memory.

@@ -18,7 +18,7 @@ class Built:
     """What `build` made; the stage holds what it has read."""
 
     model: nn.Module
-    """As `Stage.build` gives it, on the host."""
+    """As `Stage.build` gives it."""
     parents: dict[str, str | None]
     """The parents it was made from, of `parents_of`."""
 

@@ -14,7 +14,8 @@ from muomni.errors import UserError
 from muomni.train.stage import Stage
 
 WORKERS_ON_CUDA = 2
-"""Processes that train.workers = -1 stands for; on a CPU they would take the time of the training itself."""
+"""Processes that train.workers = -1 stands for; on a CPU they would take the time of the training itself, unless a core
+is left to them, as a speedrun does."""
 
 
 class _ByPosition(Dataset[Any]):

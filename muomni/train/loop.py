@@ -89,7 +89,8 @@ def train(
     resume=False, start over and keep the old run as `<stage>.previous`. Inside `world.Joined` all processes of the
     run call it alike, and each gets the result; the main one writes.
     device: None takes CUDA where there is one. track: trackers that are told every row, see trackers.py.
-    built: of this stage and a run that differs in its steps alone; taken unless its parents have changed since.
+    built: of this stage and a run that differs in its steps and config.FREE alone; taken unless its parents have
+    changed since.
     Raises StageOrderError, CheckpointError, BadDataError, TrackerError; KeyboardInterrupt on SIGINT or SIGTERM after
     saving, saying at which step.
     """

@@ -65,7 +65,8 @@ def time_stage(
     with torch.random.fork_rng(devices=devices), tempfile.TemporaryDirectory() as aside:
         built = build(stage, run, root)
         setup = clock() - began
-        model = copy.deepcopy(built.model).to(where)
+        # The stage may hold its model and make things with it, which must be where `train` makes them.
+        model = copy.deepcopy(built.model.to(where))
         stage.quarantine.open(Path(aside), resume=False)
         take = Step(stage, run, model)
         stage.set_mode(model)

@@ -184,6 +184,7 @@ def test_a_no_is_never_about_what_a_caption_or_the_group_says_the_picture_shows(
         for i, (label, tags, group) in enumerate([
             ("old dog", (), "animal"), ("cat", (), "animal"), ("kennel", ("dog",), "place"),
             ("bowl of soup", (), "food"), ("house", ("home",), "place"), ("the home", (), ""),
+            ("squid", ("food",), "animal"),
         ])
     ]  # fmt: skip
     source, denied = Made({"pictures": found}), set()
@@ -194,6 +195,22 @@ def test_a_no_is_never_about_what_a_caption_or_the_group_says_the_picture_shows(
     assert denied
     never = {("old dog", "cat"), ("old dog", "kennel"), ("house", "the home"), ("kennel", "house")}
     assert not denied & {*never, *((b, a) for a, b in never)}
+
+
+def test_a_kind_is_denied_only_where_nothing_that_is_known_of_the_picture_speaks_of_it() -> None:
+    found = [
+        PictureItem(id=str(i), label=f"{label}{i}", tags=tags, group=group, split="test")
+        for i in range(40)
+        for label, tags, group in (("squid", ("food",), "animal"), ("soup", (), "food"), ("hut", (), "place"))
+    ]
+    denied = Counter(
+        (group, found[e.pictures[0]].group, found[e.pictures[0]].tags)
+        for e in made("test", Made({"pictures": found}))
+        if e.task == "yes or no" and e.answer == "no"
+        for group in ("food", "animal", "place") if e.question.endswith(f" {group}")
+    )  # fmt: skip
+    assert denied[("place", "animal", ("food",))] and denied[("place", "food", ())]
+    assert not denied[("food", "animal", ("food",))]
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -140,7 +140,7 @@ def test_a_long_clip_is_augmented_to_the_same_bits_by_any_number_of_threads(smal
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["text", "audio", "vision", "omni", "talker"])
+@pytest.mark.parametrize("name", ["text", "audio", "vision", "codec", "omni", "talker"])
 def test_a_run_with_workers_is_the_run_without(
     name: str, trained: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:

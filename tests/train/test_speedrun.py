@@ -237,6 +237,20 @@ def test_other_settings_in_the_same_directory_are_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_run_that_another_version_began_is_one_line(machine: Machine, tmp_path: Path) -> None:
+    def stop(name: str, step: int, training: bool) -> None:
+        if training:
+            raise KeyboardInterrupt
+
+    machine.before_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        machine.run(tmp_path)
+    ledger = tmp_path / speedrun.LEDGER
+    ledger.write_text(ledger.read_text().replace('"threads"', '"cores"'))
+    with pytest.raises(SpeedrunError, match="begun by another version of muomni; choose another --run"):
+        machine.run(tmp_path)
+
+
 def test_minutes_that_do_not_suffice_and_a_directory_of_another_run_are_one_line(
     machine: Machine, tmp_path: Path
 ) -> None:

@@ -49,11 +49,15 @@ def test_copies_are_their_share_of_the_training_positions_and_none_of_what_is_me
 ) -> None:
     taken, plain = _taken(stage), stage.documents("train")
     copies = [d for d in taken if d.answers]
-    assert len(taken) == len(plain) + len(copies)
-    assert not any(d.answers for split in ("train", "validation", "test") for d in stage.documents(split))
-    share = sum(map(len, copies)) / sum(map(len, taken))
-    # As much as there is: small sets have fewer openings than their share.
-    assert 0 < share <= COPIED_SHARE + 0.01
+    assert len(taken) == len(plain) + len(copies) and not any(d.answers for d in plain)
+    assert not any(d.answers for split in ("validation", "test") for d in stage._order(split)[0])
+    longest = max(map(len, stage.copies(1e9)))
+    for n_tokens in (0, 50, 200):
+        assert n_tokens <= sum(map(len, stage.copies(n_tokens))) < n_tokens + longest + 1
+    # As much as there is: a small set has fewer openings than their share.
+    n_plain, n_copied = sum(map(len, plain)), sum(map(len, copies))
+    there = sum(map(len, stage.copies(1e9)))
+    assert n_copied == there or COPIED_SHARE <= n_copied / (n_plain + n_copied) < COPIED_SHARE + 0.02
 
 
 def test_a_long_text_is_said_as_far_as_its_words_are_whole() -> None:
@@ -61,3 +65,5 @@ def test_a_long_text_is_said_as_far_as_its_words_are_whole() -> None:
     long = "word " * 40
     assert opening(long) == " ".join(["word"] * 24)
     assert opening("x" * COPIED_CHARACTERS) == "x" * COPIED_CHARACTERS
+    # Writing without spaces has no words to keep whole.
+    assert opening("x" * 200) == "x" * COPIED_CHARACTERS

@@ -49,14 +49,17 @@ TECHNICAL_SHARE = 0.25
 
 
 COPIED_SHARE = 0.15
-"""Of the positions in training, those of texts to be said."""
+"""Of the positions in training, those of texts to be said, where there are enough."""
 COPIED_CHARACTERS = 120
 """Of a text that is to be said, at most."""
+TEXTS_AT_ONCE = 256
+"""Texts that are tokenized together where not all are wanted."""
 
 
 def opening(text: str) -> str:
-    """A text, or the words of one that are whole within its first COPIED_CHARACTERS."""
-    return text if len(text) <= COPIED_CHARACTERS else text[: COPIED_CHARACTERS + 1].rpartition(" ")[0]
+    """A text, or the words of one that are whole within its first COPIED_CHARACTERS; these where there are none."""
+    whole = text[: COPIED_CHARACTERS + 1].rpartition(" ")[0].rstrip()
+    return text if len(text) <= COPIED_CHARACTERS else whole or text[:COPIED_CHARACTERS]
 
 
 def mixed(
@@ -95,6 +98,7 @@ class TextStage(StageBase):
             train_tokenizer(texts, run.model.thinker.vocab_size).save(path)
         self.tokenizer = load_tokenizer(root, run.model.thinker.vocab_size)
         self._orders: dict[str, tuple[list[Document], Order]] = {}
+        self._n_plain = 0
         self._order("train")
         self._baselines: dict[int, NGramModel] = {}
         return Parts(thinker=Thinker(run.model.thinker))
@@ -124,23 +128,27 @@ class TextStage(StageBase):
 
         Plain text alone teaches a small model too little of copying, without which it can neither say nor transcribe.
         """
-        texts = list(dict.fromkeys(chain.from_iterable(training_texts("train", self.data).values())))
+        texts = chain.from_iterable(training_texts("train", self.data).values())
+        said = list(dict.fromkeys(opening(text) for text in texts))
+        drawn = permutation(len(said), seed=self.run.seed, epoch=1).tolist()
         found: list[Document] = []
-        for i in permutation(len(texts), seed=self.run.seed, epoch=1).tolist():
-            if n_tokens <= 0:
-                break
-            text = opening(texts[i])
-            asked, answer = self.tokenizer.encode_batch([SAY + text, text])
-            turn = Turn(text=asked, answer=answer)
-            if length([turn], 1) <= self.config.max_seq_len:
-                found.append(render([turn], n_image_tokens=1, max_seq_len=self.config.max_seq_len))
-                n_tokens -= len(found[-1])
+        for at in range(0, len(drawn), TEXTS_AT_ONCE):
+            own = [said[i] for i in drawn[at : at + TEXTS_AT_ONCE]]
+            asked = self.tokenizer.encode_batch([SAY + text for text in own])
+            for question, answer in zip(asked, self.tokenizer.encode_batch(own), strict=True):
+                turn = Turn(text=question, answer=answer)
+                if n_tokens <= 0:
+                    return found
+                if length([turn], 1) <= self.config.max_seq_len:
+                    found.append(render([turn], n_image_tokens=1, max_seq_len=self.config.max_seq_len))
+                    n_tokens -= len(found[-1])
         return found
 
     def _order(self, split: Split) -> tuple[list[Document], Order]:
         if split not in self._orders:
             documents, train = self.documents(split), self.run.train
             if split == "train":
+                self._n_plain = len(documents)
                 documents += self.copies(sum(map(len, documents)) * COPIED_SHARE / (1.0 - COPIED_SHARE))
             order = Order(
                 [len(d) for d in documents], capacity=train.batch_tokens, n_items=train.batch_items,
@@ -195,7 +203,7 @@ class TextStage(StageBase):
         figures = []
         for order, name in ((1, "unigram"), (2, "bigram")):
             if order not in self._baselines:
-                train = [d.labels[1:].tolist() for d in self.documents("train")]
+                train = [d.labels[1:].tolist() for d in self._order("train")[0][: self._n_plain]]
                 self._baselines[order] = NGramModel(train, order=order, vocab_size=self.tokenizer.vocab_size)
             baseline = self._baselines[order]
             nll = sum(baseline.nll(d) for d in held)
