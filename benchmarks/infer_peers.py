@@ -1,4 +1,7 @@
-"""Peers of bench_infer: the Thinker as a plain script decodes it, Llama through transformers."""
+"""Peers of bench_infer: the Thinker as a plain script decodes it, and transformers' Llama of its size.
+
+The first computes what the Thinker computes, mixed inputs and late keys too. Llama is another model and has neither.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,16 @@ class DecodeShape:
     d_ff: int
 
 
+@dataclass
+class _Past:
+    """What earlier calls leave behind."""
+
+    inputs: torch.Tensor
+    """(B, mix_kernel - 1, D): the last inputs, zeros before the start."""
+    caches: list[list[torch.Tensor]]
+    """Of each block keys and values (B, Hkv, T, head_dim); late keys are one more, whose first is zero."""
+
+
 class PlainDecoder:
     """Plain PyTorch of the same weights: a cache that is concatenated, attention without a mask, a token a call."""
 
@@ -50,33 +63,46 @@ class PlainDecoder:
     @torch.inference_mode()
     def decode(self, n: int) -> torch.Tensor:
         """(B, n) tokens."""
-        caches: list[list[torch.Tensor]] = [[] for _ in self._model.blocks]
-        ids, found = self._prompts, []
+        past, ids, found = self._start(), self._prompts, []
         for _ in range(n):
-            ids = self._forward(ids, caches).argmax(-1, keepdim=True)
+            ids = self._forward(ids, past).argmax(-1, keepdim=True)
             found.append(ids)
         return torch.cat(found, dim=1)
 
     def prefilled(self) -> torch.Tensor:
         """(B, vocab_size) logits behind the prompts."""
         with torch.inference_mode():
-            return self._forward(self._prompts, [[] for _ in self._model.blocks])
+            return self._forward(self._prompts, self._start())
 
-    def _forward(self, ids: torch.Tensor, caches: list[list[torch.Tensor]]) -> torch.Tensor:
-        cfg, model = self._cfg, self._model
-        before = caches[0][0].shape[2] if caches[0] else 0
+    def _start(self) -> _Past:
+        weight, n_past = self._model.embedding.weight, self._cfg.mix_kernel - 1
+        inputs = weight.new_zeros(len(self._prompts), n_past, self._cfg.d_model)
+        return _Past(inputs, [[] for _ in self._model.blocks])
+
+    def _forward(self, ids: torch.Tensor, past: _Past) -> torch.Tensor:
+        cfg, model, n_new = self._cfg, self._model, ids.shape[1]
+        before = past.caches[0][1].shape[2] if past.caches[0] else 0
         x = model.embedding(ids) * model.scale
-        positions = torch.arange(before, before + ids.shape[1], device=ids.device)
+        if model.mix is not None:
+            rows, n_past = torch.cat((past.inputs, x), dim=1), len(model.mix) - 1
+            past.inputs = rows[:, -n_past:]
+            x = x * model.mix[0]
+            for j in range(1, n_past + 1):
+                x = x + rows[:, n_past - j : n_past - j + n_new] * model.mix[j]
+        positions = torch.arange(before, before + n_new, device=ids.device)
         exponents = torch.arange(cfg.head_dim // 2, device=ids.device, dtype=torch.float32)
         angles = positions[:, None].float() * cfg.rope_theta ** (exponents * (-2.0 / cfg.head_dim))
         angles = torch.cat((angles, angles), dim=-1)
-        for block, cache in zip(model.blocks, caches, strict=True):
+        for block, cache in zip(model.blocks, past.caches, strict=True):
             assert isinstance(block, PlainBlock)
             q, k, v = block.project(x, angles.cos()[None], angles.sin()[None])
             if cache:
                 k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
+            elif block.late_keys:
+                k = F.pad(k, (0, 0, 1, 0))
             cache[:] = [k, v]
-            # One query sees every key.
+            # The last of late keys waits for the next value. One query sees every other.
+            k = k[:, :, : v.shape[2]]
             y = F.scaled_dot_product_attention(q, k, v, is_causal=before == 0, enable_gqa=True)
             x = block.finish(x, y)
         return F.linear(PLAIN.norm(x[:, -1], model.norm), model.embedding.weight)

@@ -22,6 +22,7 @@ from benchmarks import harness
 from muomni.config import RunConfig
 from muomni.nn.attention import Attention
 from muomni.nn.block import Block
+from muomni.nn.conv import CausalMix
 from muomni.nn.moe import FeedForward
 from muomni.nn.norm import RMSNorm
 from muomni.train import flops as step_flops
@@ -176,11 +177,14 @@ def _numbers(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, Attention):
         # The split with norms and rotation; then queries, keys, values and results, and in the backward all gradients.
         packed, own = module.qkv.out_features, (module.n_heads + module.n_kv_heads) * module.head_dim
-        return 2 * packed + 2 * own, 3 * packed + 4 * own
+        # Late keys are copied, and so are their gradients.
+        late = 2 * module.n_kv_heads * module.head_dim if module.late_keys else 0
+        return 2 * packed + 2 * own + late, 3 * packed + 4 * own + late
     if isinstance(module, FeedForward):
         return 3 * module.down.in_features, 5 * module.down.in_features
-    if isinstance(module, RMSNorm):
-        width = module.weight.numel()
+    if isinstance(module, (RMSNorm, CausalMix)):
+        # Of a mix the rows before are at hand.
+        width = module.weight.shape[-1]
         return 2 * width, 3 * width
     return None
 

@@ -1,9 +1,9 @@
 """A text model in plain PyTorch, as one would write it without this package, and other peers of a training step.
 
 `PlainModel` computes what the Thinker computes, from parts of torch.nn: rms_norm of torch.nn.functional, explicit
-rotary positions, scaled_dot_product_attention, SwiGLU and cross_entropy over all logits. `bench_train` checks its loss
-and its gradient against ours before it times it. `load_adapter` brings another repository's step; docs/training.md has
-an example.
+rotary positions, scaled_dot_product_attention, SwiGLU and cross_entropy over all logits; what was before, in mixed
+inputs and late keys, by shifted copies. `bench_train` checks its loss and its gradient against ours before it times it.
+`load_adapter` brings another repository's step; docs/training.md has an example.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Rows:
     labels: torch.Tensor
     """(B, T) int64."""
     positions: torch.Tensor
-    """(B, T) int64."""
+    """(B, T) int64, from 0 in each document."""
     mask: torch.Tensor | None
     """(1, 1, T, T) bool, True where a position may look, or None: causal within each row."""
 
@@ -141,12 +141,18 @@ def rows_of(batch: PackedBatch) -> Rows:
     )  # fmt: skip
 
 
+def later(x: torch.Tensor, positions: torch.Tensor, *, by: int) -> torch.Tensor:
+    """x (..., T, D) `by` positions later, zeros at the start of each document; positions (..., T), from 0 in each."""
+    return F.pad(x, (0, 0, by, 0))[..., : x.shape[-2], :] * (positions >= by)[..., None]
+
+
 class PlainBlock(nn.Module):
     """Pre-norm attention and feed-forward."""
 
-    def __init__(self, cfg: ThinkerConfig, ops: Ops) -> None:
-        """Projections packed, as fast plain code has them."""
+    def __init__(self, cfg: ThinkerConfig, ops: Ops, *, late_keys: bool = False) -> None:
+        """Projections packed, as fast plain code has them. late_keys: a value stands beside the key before its own."""
         super().__init__()
+        self.late_keys = late_keys
         self.ops, self.heads, self.kv_heads, self.width = ops, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         packed = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
         self.qkv = nn.Linear(cfg.d_model, packed, bias=False)
@@ -156,11 +162,12 @@ class PlainBlock(nn.Module):
         self.q_weight, self.k_weight = (nn.Parameter(torch.ones(cfg.head_dim)) for _ in range(2))
         self.attention_norm, self.ff_norm = (nn.Parameter(torch.ones(cfg.d_model)) for _ in range(2))
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """x (B, T, D); cos, sin (B, T, head_dim); mask as in Rows -> (B, T, D)."""
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """x (B, T, D); cos, sin (B, T, head_dim) -> (B, T, D)."""
         q, k, v = self.project(x, cos, sin)
+        mask = rows.mask
+        if self.late_keys:
+            k = later(k, rows.positions[:, None], by=1)
         grouped = self.heads != self.kv_heads
         if grouped and mask is not None:
             # Under a mask only kernels without grouped keys avoid holding all scores.
@@ -200,7 +207,10 @@ class PlainModel(nn.Module):
             raise NotRun("dense models only")
         self.cfg, self.ops = cfg, ops
         self.embedding = nn.Embedding(cfg.vocab_size, cfg.d_model)
-        self.blocks = nn.ModuleList(PlainBlock(cfg, ops) for _ in range(cfg.n_layers))
+        self.mix = nn.Parameter(torch.ones(cfg.mix_kernel, cfg.d_model)) if cfg.mix_kernel > 1 else None
+        self.blocks = nn.ModuleList(
+            PlainBlock(cfg, ops, late_keys=cfg.late_keys and i == 0) for i in range(cfg.n_layers)
+        )
         self.norm = nn.Parameter(torch.ones(cfg.d_model))
         self.scale = math.sqrt(cfg.d_model) / LOGIT_STD
 
@@ -213,6 +223,8 @@ class PlainModel(nn.Module):
             "ff.gate_up.weight": "gate_up.weight", "ff.down.weight": "down.weight",
         }  # fmt: skip
         state = {"embedding.weight": thinker.embedding, "norm": thinker.stack.norm.weight}
+        if thinker.stack.mix is not None:
+            state["mix"] = thinker.stack.mix.weight
         for i, block in enumerate(thinker.stack.blocks):
             state |= {f"blocks.{i}.{names[name]}": value for name, value in block.state_dict().items()}
         self.load_state_dict(state)
@@ -222,12 +234,17 @@ class PlainModel(nn.Module):
         """Mean nats a target, ()."""
         cfg = self.cfg
         x = self.embedding(rows.ids) * self.scale
+        if self.mix is not None:
+            mixed = x * self.mix[0]
+            for j in range(1, len(self.mix)):
+                mixed = mixed + later(x, rows.positions, by=j) * self.mix[j]
+            x = mixed
         exponents = torch.arange(cfg.head_dim // 2, device=x.device, dtype=torch.float32)
         angles = rows.positions[..., None].float() * cfg.rope_theta ** (exponents * (-2.0 / cfg.head_dim))
         angles = torch.cat((angles, angles), dim=-1)
         cos, sin = angles.cos(), angles.sin()
         for block in self.blocks:
-            x = block(x, cos, sin, rows.mask)
+            x = block(x, cos, sin, rows)
         x = self.ops.norm(x, self.norm)
         return self.ops.loss(x.flatten(0, 1), self.embedding.weight, rows.labels.flatten())
 

@@ -12,6 +12,7 @@ from benchmarks.infer_peers import PlainDecoder
 from benchmarks.infer_report import OURS, PLAIN
 from muomni import recipes
 from muomni.models.thinker import Thinker
+from muomni.tokens import N_SPECIAL
 
 CPU = torch.device("cpu")
 NANO = recipes.model("nano").thinker
@@ -21,20 +22,24 @@ CASE = DecodeCase(size="nano", batch=3, threads=1)
 def _thinker() -> Thinker:
     torch.manual_seed(0)
     thinker = Thinker(NANO).eval()
-    thinker.embedding.data *= 4.0
+    # Random weights repeat the last token; here a choice hangs on what attention finds, and is never a control token.
+    thinker.embedding.data[:N_SPECIAL] = 0.0
+    for block in thinker.stack.blocks:
+        block.attention.out.weight.data *= 25.0
+        block.attention.q_weight.data *= 4.0
     return thinker
 
 
 @torch.inference_mode()
 def test_the_plain_decoder_chooses_what_full_forwards_choose() -> None:
     thinker, ids = _thinker(), infer_cases.prompts(NANO, 2, CPU)
-    found = PlainDecoder(thinker, ids).decode(5)
+    found = PlainDecoder(thinker, ids).decode(24)
     for row in range(2):
         whole = torch.cat((ids[row], found[row]))
         positions = torch.arange(len(whole))[:, None].expand(-1, 3)
         bounds = torch.tensor([0, len(whole)], dtype=torch.int32)
         logits = thinker.logits(thinker(thinker.embed(whole), positions, bounds, len(whole)))
-        assert torch.equal(logits[-6:-1].argmax(-1), found[row])
+        assert torch.equal(logits[-25:-1].argmax(-1), found[row]) and len(set(found[row].tolist())) > 12
 
 
 def test_ours_gives_the_plain_decoders_tokens_of_every_row() -> None:
@@ -42,7 +47,7 @@ def test_ours_gives_the_plain_decoders_tokens_of_every_row() -> None:
     assert thinker.pack(n_positions=infer_cases.N_PROMPT + infer_cases.N_NEW + 2) is None
     plain = PlainDecoder(thinker, ids).decode(9)
     # Control tokens are never chosen by ours: the plain one must not have wanted any.
-    assert int(plain.min()) >= 8
+    assert int(plain.min()) >= N_SPECIAL
     decode = infer_cases.ours(thinker, ids, graph=False)
     for n in (9, 1, 9):
         assert torch.equal(decode(n), plain[:, :n])
@@ -90,7 +95,7 @@ def test_float32_is_timed_with_weights_that_int8_does_not_replace(monkeypatch: p
 
 def test_a_steps_bytes_are_those_of_its_weights() -> None:
     thinker = Thinker(NANO)
-    matrices = [p for p in thinker.parameters() if p.ndim == 2]
+    matrices = [p for p in (*thinker.stack.blocks.parameters(), thinker.embedding) if p.ndim == 2]
     assert infer_cases.step_bytes(NANO, bytes_a_weight=4) == 4 * sum(p.numel() for p in matrices)
 
 

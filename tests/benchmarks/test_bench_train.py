@@ -1,5 +1,6 @@
 """bench_train: peers that compute the same, what is not timed, work counted, goals judged, a smoke run."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,11 +36,17 @@ def _packed(*lengths: int, n_tokens: int) -> Any:
     return pack(documents, n_tokens=n_tokens, n_docs=len(lengths), max_seq_len=max(lengths))
 
 
+@pytest.mark.parametrize(
+    "changed", [{}, {"mix_kernel": 1}, {"late_keys": False}], ids=["all", "unmixed", "in time"]
+)
 @pytest.mark.parametrize("lengths", [(40, 40, 40), (7, 50, 30)], ids=["rows", "packed"])
-def test_the_plain_model_has_the_thinkers_loss_and_gradients(lengths: tuple[int, ...]) -> None:
+def test_the_plain_model_has_the_thinkers_loss_and_gradients(
+    lengths: tuple[int, ...], changed: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
-    thinker = Thinker(NANO).double()
-    plain = PlainModel(NANO).double().take(thinker)
+    cfg = dataclasses.replace(NANO, **changed)
+    thinker = Thinker(cfg).double()
+    plain = PlainModel(cfg).double().take(thinker)
     batch = _packed(*lengths, n_tokens=120)
     rows = rows_of(batch)
     assert (rows.mask is None) == (len(set(lengths)) == 1)
@@ -73,7 +80,7 @@ def _case() -> Case:
 def test_a_peer_that_computes_something_else_is_reported_and_not_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Without rotary positions the loss of random weights is nearly the same; the gradient's norm is too.
+    # Of random weights the loss is nearly the same, but not the gradient's norm.
     wrong = train_peers.Ops(
         norm=train_peers.PLAIN.norm, rotate=lambda q, k, cos, sin: (q, k), swiglu=lambda gate, up: gate * up,
         loss=train_peers.PLAIN.loss,
@@ -84,8 +91,8 @@ def test_a_peer_that_computes_something_else_is_reported_and_not_timed(
         backend="eager",
     )  # fmt: skip
     rows = {row["contender"]: row for row in bench_train.timed(_case(), settings)}
-    assert rows["plain eager, fp32"]["status"].startswith("wrong: first loss")
-    assert rows["plain compiled, fp32"]["status"].startswith("wrong: first loss")
+    assert rows["plain eager, fp32"]["status"].startswith("wrong: first ")
+    assert rows["plain compiled, fp32"]["status"].startswith("wrong: first ")
     assert rows["plain with Liger, fp32"]["status"] == "not run: needs CUDA"
     assert rows["ours, fp32"]["status"] == "ok"
     assert not {"p50", "tokens_per_s"} & rows["plain eager, fp32"].keys()
@@ -140,6 +147,16 @@ def test_products_are_counted_as_the_formula_has_them(size: str) -> None:
     assert work.flops == pytest.approx(expected, rel=1e-9)
     assert work.trained == sum(p.numel() for p in Thinker(cfg).parameters())
     assert work.bytes(half=False) == pytest.approx(2 * work.bytes(half=True) - 32 * work.trained)
+
+
+def test_mixed_inputs_and_late_keys_are_counted() -> None:
+    run = train_cases.run_of("nano", "text", most=1_024)
+    cfg = run.model.thinker
+    plain = dataclasses.replace(run.model, thinker=dataclasses.replace(cfg, mix_kernel=1, late_keys=False))
+    work, less = train_floor.count(run), train_floor.count(dataclasses.replace(run, model=plain))
+    # Inputs are read and written, then read with their gradient, which is written; keys are copied there and back.
+    assert work.numbers - less.numbers == 1_024 * (5 * cfg.d_model + 4 * cfg.n_kv_heads * cfg.head_dim)
+    assert work.flops == less.flops and work.trained - less.trained == cfg.mix_kernel * cfg.d_model
 
 
 def test_frozen_parts_are_counted_forward_only() -> None:
