@@ -69,11 +69,6 @@ class PlainDecoder:
             found.append(ids)
         return torch.cat(found, dim=1)
 
-    def prefilled(self) -> torch.Tensor:
-        """(B, vocab_size) logits behind the prompts."""
-        with torch.inference_mode():
-            return self._forward(self._prompts, self._start())
-
     def _start(self) -> _Past:
         weight, n_past = self._model.embedding.weight, self._cfg.mix_kernel - 1
         inputs = weight.new_zeros(len(self._prompts), n_past, self._cfg.d_model)
