@@ -48,8 +48,9 @@ struct Stack {
 // (attention_norm, q_norm, k_norm, ff_norm, qkv, out, gate_up, down, late_keys)
 using LayerGiven = std::tuple<Numbers, Numbers, Numbers, Numbers, Matrix, Matrix, Matrix, Matrix, bool>;
 
-std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, Numbers mix, int64_t n_heads, int64_t n_kv_heads,
-                                  int64_t head_dim, float eps, Numbers cos, Numbers sin, std::vector<int64_t> axes) {
+std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, Numbers mix, int64_t n_heads,
+                                  int64_t n_kv_heads, int64_t head_dim, float eps, Numbers cos, Numbers sin,
+                                  std::vector<int64_t> axes) {
     auto made = std::make_unique<Stack>();
     const auto d_model = static_cast<int64_t>(norm.size());
     const auto require = [](bool condition) {
@@ -86,8 +87,8 @@ std::unique_ptr<Stack> make_stack(std::vector<LayerGiven> layers, Numbers norm, 
 }
 
 void step(const Stack& stack, Address x, Address y, Address positions, int64_t n_axes, const std::vector<int64_t>& rows,
-          const std::vector<int64_t>& lengths, Address k, Address v, Address inputs, int64_t n_new, int64_t batch, int64_t max_len,
-          int64_t n_threads, const std::string& simd) {
+          const std::vector<int64_t>& lengths, Address k, Address v, Address inputs, int64_t n_new, int64_t batch,
+          int64_t max_len, int64_t n_threads, const std::string& simd) {
     if (rows.size() != lengths.size() || n_new < 0 || n_threads < 1 || (n_axes != 1 && n_axes != 3))
         throw std::invalid_argument("step: expected as many lengths as rows, and 1 or 3 axes.");
     if ((positions == 0) != stack.stack.axes.empty())

@@ -130,8 +130,8 @@ class PackedStack:
         turns each angle. weights: how the matrices are kept.
         Raises ValueError where they cannot be packed, saying why.
         """
-        mixing = [] if mix is None else [mix]
-        reason = reason_against(norm, *mixing, *(tensor for layer in layers for tensor in layer.tensors))
+        taps = norm.new_zeros(0) if mix is None else mix
+        reason = reason_against(norm, taps, *(tensor for layer in layers for tensor in layer.tensors))
         if reason:
             raise ValueError(f"weights: {reason}.")
         self.d_model, self._n_kv_heads, self._head_dim = len(norm), n_kv_heads, head_dim
@@ -146,7 +146,7 @@ class PackedStack:
                 )
                 for layer in layers
             ],
-            norm.tolist(), [tap for tensor in mixing for tap in tensor.flatten().tolist()], n_heads, n_kv_heads,
+            norm.tolist(), taps.flatten().tolist(), n_heads, n_kv_heads,
             head_dim, eps, cos, sin, list(axes) if self._rotary else [],
         )  # fmt: skip
         self._n_layers, self._mixes = len(layers), mix is not None

@@ -28,8 +28,8 @@ class Attention(nn.Module):
         """out_scale: factor on the initial weights of the output projection.
 
         late_keys: the key beside a value is that of the row before, zero at the start of a document. Queries begin as
-        keys, so that a row asks what followed rows like itself: copying is learnt in steps instead of not at all
-        (an induction head, Olsson et al., 2022, within one layer).
+        keys, so that a row asks what followed rows like itself: an induction head (Olsson et al., 2022) within
+        one layer, by which copying is learnt in hundreds of steps.
         """
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim, self.causal = n_heads, n_kv_heads, head_dim, causal

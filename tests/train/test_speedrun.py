@@ -213,6 +213,18 @@ def test_what_a_slow_stage_took_is_taken_from_the_later_ones_alike(machine: Mach
     assert record["within"]
 
 
+def stopped(machine: Machine, root: Path) -> None:
+    """A run that was stopped as soon as it trained: its first stage's steps are chosen."""
+
+    def stop(name: str, step: int, training: bool) -> None:
+        if training:
+            raise KeyboardInterrupt
+
+    machine.before_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        machine.run(root)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -225,26 +237,14 @@ def test_what_a_slow_stage_took_is_taken_from_the_later_ones_alike(machine: Mach
 def test_other_settings_in_the_same_directory_are_one_line(
     machine: Machine, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
-    def stop(name: str, step: int, training: bool) -> None:
-        if training:
-            raise KeyboardInterrupt
-
-    machine.before_step = stop
-    with pytest.raises(KeyboardInterrupt):
-        machine.run(tmp_path)
+    stopped(machine, tmp_path)
     with pytest.raises(SpeedrunError, match=told) as error:
         machine.run(tmp_path, **changes)
     assert "\n" not in str(error.value)
 
 
 def test_a_run_that_another_version_began_is_one_line(machine: Machine, tmp_path: Path) -> None:
-    def stop(name: str, step: int, training: bool) -> None:
-        if training:
-            raise KeyboardInterrupt
-
-    machine.before_step = stop
-    with pytest.raises(KeyboardInterrupt):
-        machine.run(tmp_path)
+    stopped(machine, tmp_path)
     ledger = tmp_path / speedrun.LEDGER
     ledger.write_text(ledger.read_text().replace('"threads"', '"cores"'))
     with pytest.raises(SpeedrunError, match="begun by another version of muomni; choose another --run"):

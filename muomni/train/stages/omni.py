@@ -28,7 +28,7 @@ from muomni.tokens import IGNORE_INDEX
 from muomni.train.losses import n_targets
 from muomni.train.stage import Figure, Parts, StageBase, freeze, generator, load_parent, part
 from muomni.train.stages.omni_figures import figures
-from muomni.train.stages.text import load_tokenizer
+from muomni.train.stages.text import TEXTS_AT_ONCE, load_tokenizer
 from muomni.train.stages.written_samples import omni_samples
 
 KINDS: tuple[Kind, ...] = (
@@ -37,8 +37,6 @@ KINDS: tuple[Kind, ...] = (
 """What examples are made of, and plain text."""
 PLAIN_SHARE = 0.15
 """Of the training positions, how many are plain text in stage text's form: the Thinker is to write it still."""
-TEXTS_AT_ONCE = 256
-"""Plain texts that are tokenized together."""
 PLAIN = Example(task="plain text", question="", answer="")
 """Stands for a plain text among the training examples: it shows and plays nothing."""
 

@@ -126,7 +126,7 @@ class TextStage(StageBase):
     def copies(self, n_tokens: float) -> list[Document]:
         """Training texts to be said, with themselves as the answer, drawn with the run's seed, of n_tokens positions.
 
-        Plain text alone teaches a small model too little of copying, without which it can neither say nor transcribe.
+        Plain text alone teaches a small model too little of copying, without which it cannot repeat what it is told.
         """
         texts = chain.from_iterable(training_texts("train", self.data).values())
         said = list(dict.fromkeys(opening(text) for text in texts))
