@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,3 +136,11 @@ def session(run_root: Path) -> Session:
     from muomni.infer.session import load
 
     return load(run_root, device="cpu")
+
+
+@pytest.fixture
+def all_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole embedded set, also where another test's `small_data` is in force."""
+    from muomni.data import embedded
+
+    monkeypatch.setattr(embedded.SET, "items", partial(embedded.Embedded.items, embedded.SET))

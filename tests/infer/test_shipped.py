@@ -50,6 +50,7 @@ def test_it_is_small_and_says_what_it_was_made_of() -> None:
         assert word in card, word
 
 
+@pytest.mark.usefixtures("all_data")
 def test_its_figures_are_those_that_were_measured(nano: Session) -> None:
     measured = json.loads(GOLDEN.read_text(encoding="utf-8"))
     again = evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from muomni.config import SIZES, STAGES, RunConfig
-from muomni.data import embedded
 from muomni.data.batch import to_device, traced
 from muomni.models.codec import Codec
 from muomni.models.talker import Talker
@@ -69,12 +67,6 @@ def test_ten_training_batches_differ_in_values_alone(name: str, trained: Path, s
         if isinstance(value, torch.Tensor)
     )
     assert _signature(to_device(batches[0], "cpu")) == first
-
-
-@pytest.fixture
-def all_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole embedded set, also where another test's `small_data` is in force."""
-    monkeypatch.setattr(embedded.SET, "items", partial(embedded.Embedded.items, embedded.SET))
 
 
 @pytest.mark.usefixtures("all_data")
