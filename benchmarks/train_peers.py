@@ -150,7 +150,8 @@ class PlainBlock(nn.Module):
     """Pre-norm attention and feed-forward."""
 
     def __init__(self, cfg: ThinkerConfig, ops: Ops, *, late_keys: bool = False) -> None:
-        """Projections packed, as fast plain code has them. late_keys: a value stands beside the key before its own."""
+        """Projections packed, as fast plain code has them. late_keys: a value stands beside the key before its own,
+        and no key is rotated."""
         super().__init__()
         self.late_keys = late_keys
         self.ops, self.heads, self.kv_heads, self.width = ops, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
@@ -187,7 +188,9 @@ class PlainBlock(nn.Module):
         packed = self.qkv(ops.norm(x, self.attention_norm)).view(n_rows, length, -1, self.width)
         q, k, v = packed.split(sizes, dim=2)
         q, k = ops.norm(q, self.q_weight).transpose(1, 2), ops.norm(k, self.k_weight).transpose(1, 2)
-        (q, k), v = ops.rotate(q, k, cos, sin), v.transpose(1, 2)
+        v = v.transpose(1, 2)
+        if not self.late_keys:
+            q, k = ops.rotate(q, k, cos, sin)
         return q.to(v.dtype), k.to(v.dtype), v
 
     def finish(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

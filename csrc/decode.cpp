@@ -156,7 +156,7 @@ private:
         const int64_t of_row = (step_.max_len + 1) * d_kv_, of_layer = number * step_.batch * of_row;
         for (int64_t i = 0; i < step_.n_sequences; ++i) {
             const int64_t first = of_layer + step_.rows[i] * of_row + step_.lengths[i] * d_kv_;
-            const bool turned = step_.positions != nullptr;
+            const bool turned = step_.positions != nullptr && !layer.late_keys;
             // There is no position before the first one.
             if (layer.late_keys && step_.lengths[i] == 0) std::fill_n(step_.k + first, d_kv_, 0.0f);
             const float *cos = turned ? cos_ + i * n_new * half : nullptr, *sin = turned ? sin_ + i * n_new * half : nullptr;

@@ -59,7 +59,7 @@ struct DecodeLevel {
 struct DecodeLayer {
     std::vector<float> attention_norm, q_norm, k_norm, ff_norm;
     const PackedMatrix *qkv, *out, *gate_up, *down;
-    bool late_keys;  // the key beside a value is that of the position before
+    bool late_keys;  // the key beside a value is that of the position before, and neither keys nor queries are rotated
 };
 
 // Weights of a stack; the matrices belong to somebody who lives longer.

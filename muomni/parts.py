@@ -70,7 +70,7 @@ class ThinkerConfig:
     mix_kernel: int = 3
     """Positions of which a position's input is mixed, its own included; 1: its own alone."""
     late_keys: bool = True
-    """In the first block a value stands beside the key of the position before it."""
+    """In the first block a value stands beside the key of the position before it, and nothing is rotated."""
     n_experts: int = 0
     """0: dense. Otherwise experts per MoE layer."""
     n_active_experts: int = 2

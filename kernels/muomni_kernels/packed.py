@@ -87,7 +87,7 @@ class LayerWeights:
     gate_up: torch.Tensor
     down: torch.Tensor
     late_keys: bool = False
-    """The key beside a value is that of the position before."""
+    """The key beside a value is that of the position before, and neither keys nor queries are rotated."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

@@ -29,7 +29,8 @@ class Attention(nn.Module):
 
         late_keys: the key beside a value is that of the row before, zero at the start of a document. Queries begin as
         keys, so that a row asks what followed rows like itself: an induction head (Olsson et al., 2022) within
-        one layer, by which copying is learnt in hundreds of steps.
+        one layer, by which copying is learnt in hundreds of steps. Nothing is rotated: whether rows are alike does not
+        depend on how far apart they are.
         """
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim, self.causal = n_heads, n_kv_heads, head_dim, causal
@@ -48,7 +49,9 @@ class Attention(nn.Module):
     def _project(
         self, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (T, D) -> q (T, H, hd), k and v (T, Hkv, hd), q and k normalised and rotated."""
+        """x (T, D) -> q (T, H, hd), k and v (T, Hkv, hd), q and k normalised, and rotated unless keys are late."""
+        if self.late_keys:
+            cos = sin = None
         return qk_norm_rope(
             self.qkv(x),
             self.q_weight,

@@ -77,9 +77,11 @@ def _formula(
     for layer in layers:
         heads = (_norm(x, layer.attention_norm) @ layer.qkv.double().T).view(len(x), -1, HD)
         q, k, v = heads[:, :H], heads[:, H : H + HKV], heads[:, H + HKV :]
-        q, k = turn(_norm(q, layer.q_norm)), turn(_norm(k, layer.k_norm))
+        q, k = _norm(q, layer.q_norm), _norm(k, layer.k_norm)
         if layer.late_keys:
             k = torch.cat([torch.zeros_like(k[:1]), k[:-1]])
+        else:
+            q, k = turn(q), turn(k)
         seen = torch.ones(len(x), len(x), dtype=torch.bool).tril()
         gathered = []
         for head in range(H):
