@@ -37,10 +37,10 @@ def encode_ctc(text: str) -> list[int]:
 def ctc_symbols(text: str) -> list[int]:
     """The CTC index of each UTF-8 byte of a text, accents left out; BLANK for one that is not heard.
 
-    Several bytes of one character are heard in its first.
+    Several bytes of one character are heard in its first. A space is heard between words, not before the first one.
     """
-    result: list[int] = []
-    for character in text:
+    result = [BLANK] * (len(text) - len(text.lstrip(" ")))
+    for character in text.lstrip(" "):
         letter = "'" if character == "’" else unicodedata.normalize("NFKD", character.lower())[0]
         result += [_INDEX.get(letter, BLANK)] + [BLANK] * (len(character.encode()) - 1)
     return result

@@ -20,7 +20,11 @@ class TokenizerError(UserError, ValueError):
 
 
 class Tokenizer:
-    """Text <-> ids. Ids below N_SPECIAL are control tokens and never come out of `encode`."""
+    """Text <-> ids. Ids below N_SPECIAL are control tokens and never come out of `encode`.
+
+    A text is encoded with a space before it, which `decode` takes away: its first word has the ids that it has behind
+    another one, so that what is quoted has the ids of its source.
+    """
 
     def __init__(self, bpe: BPETokenizer) -> None:
         """Wrap a trained BPE; use `train` or `load`."""
@@ -35,19 +39,23 @@ class Tokenizer:
         return self._bpe.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; any Unicode, nothing is added."""
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        """Ids of a text; any Unicode. Of an empty one none."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of many texts."""
-        return [encoding.ids for encoding in self._bpe.encode_batch(texts, add_special_tokens=False)]
+        spaced = self._bpe.encode_batch([*map(_spaced, texts)], add_special_tokens=False)
+        return [encoding.ids for encoding in spaced]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; control tokens are left out, broken UTF-8 becomes U+FFFD."""
-        return b"".join(self._bytes[i] for i in ids).decode("utf-8", "replace")
+        """Text of ids from its beginning on; control tokens are left out, broken UTF-8 becomes U+FFFD."""
+        return b"".join(self._bytes[i] for i in ids).removeprefix(b" ").decode("utf-8", "replace")
 
     def spell(self, token: int) -> bytes:
-        """The UTF-8 of one id, possibly a part of a character; empty for a control token."""
+        """The UTF-8 of one id, possibly a part of a character; empty for a control token.
+
+        A text's first begins with the space that is put before it.
+        """
         return self._bytes[token]
 
     def stream(self) -> StreamDecoder:
@@ -78,12 +86,15 @@ class StreamDecoder:
 
     def __init__(self, token_bytes: list[bytes]) -> None:
         """Start with nothing pending."""
-        self._token_bytes = token_bytes
+        self._token_bytes, self._begun = token_bytes, False
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that this id completes, possibly empty."""
-        return self._utf8.decode(self._token_bytes[token])
+        spelled = self._token_bytes[token]
+        if spelled and not self._begun:
+            spelled, self._begun = spelled.removeprefix(b" "), True
+        return self._utf8.decode(spelled)
 
     @property
     def whole(self) -> bool:
@@ -93,6 +104,10 @@ class StreamDecoder:
     def finish(self) -> str:
         """What was left incomplete, as U+FFFD."""
         return self._utf8.decode(b"", final=True)
+
+
+def _spaced(text: str) -> str:
+    return f" {text}" if text else text
 
 
 def broken(utf8: bytes) -> bool:
@@ -134,7 +149,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(map(_spaced, texts), trainer)
     if bpe.get_vocab_size() != vocab_size:
         raise TokenizerError(
             f"vocab_size: the texts give {bpe.get_vocab_size()} entries, expected {vocab_size}; use more text or a "

@@ -86,9 +86,7 @@ def evaluate_retrieval(held: HeldOut) -> Measured:
         return out
     tokenizer = held.session.tokenizer
     pictures = embedded_pictures(model, items, held.source)
-    captions = embedded_captions(
-        model, tokenizer, [(item.label, *(f" {tag}" for tag in item.tags)) for item in items]
-    )
+    captions = embedded_captions(model, tokenizer, [(item.label, *item.tags) for item in items])
     scores = _cosines(pictures, captions)
     alike = equal([(item.label, item.tags) for item in items])
     for name, matrix in (("picture to caption", scores), ("caption to picture", scores.T)):

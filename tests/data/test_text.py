@@ -57,6 +57,21 @@ def _shared() -> Tokenizer:
     return _cache[0]
 
 
+def test_a_word_has_the_same_ids_at_the_beginning_as_behind_another(tokenizer: Tokenizer) -> None:
+    said = tokenizer.encode("rain today")
+    for before in ("say: ", "no "):
+        assert tokenizer.encode(before + "rain today")[-len(said) :] == said
+    assert tokenizer.encode_batch(["", "rain today"]) == [[], said]
+    assert tokenizer.spell(said[0])[:1] == b" " and tokenizer.decode(said) == "rain today"
+
+
+@pytest.mark.parametrize("text", [" ", "  two", " a", "\n a"])
+def test_spaces_that_a_text_begins_with_are_its_own(text: str, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(text)
+    stream = tokenizer.stream()
+    assert tokenizer.decode(ids) == text == "".join(map(stream.push, ids)) + stream.finish()
+
+
 def test_a_reloaded_tokenizer_is_the_same_and_as_safe(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path / "tokenizer.json")

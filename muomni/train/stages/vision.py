@@ -90,7 +90,7 @@ class VisionStage(StageBase):
         """What is said of a picture, as ids."""
         if item.id not in self._words:
             label, *others, group = said(item)
-            self._words[item.id] = self.tokenizer.encode_batch([label, *(f" {t}" for t in others), group])
+            self._words[item.id] = self.tokenizer.encode_batch([label, *others, group])
         return self._words[item.id]
 
     def order(self, split: Split) -> Order:

@@ -48,7 +48,7 @@ def text_samples(stage: TextStage, model: nn.Module, split: Split, folder: Path)
     blocks = [
         [
             ("given", stage.tokenizer.decode(ids)),
-            ("continued", stage.tokenizer.decode(new)),
+            ("continued", stage.tokenizer.decode([*ids, *new]).removeprefix(stage.tokenizer.decode(ids))),
             ("recorded", rest),
         ]
         for (_, rest), ids, new in zip(begun, given, said, strict=True)
