@@ -1,4 +1,4 @@
-"""Stage text: plain text, and a share of texts to be said whose answer is the text itself."""
+"""Stage text: plain text, and a share of texts to be repeated whose answer is the text itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from muomni.config import RunConfig
 from muomni.data.text_sets import training_texts
-from muomni.data.wordings import SAY
-from muomni.tokens import ASSISTANT, BOS, EOS, IGNORE_INDEX, USER
+from muomni.data.wordings import SAY, wordings
+from muomni.tokens import ASSISTANT, BOS, EOS, HEARD, IGNORE_INDEX, USER
 from muomni.train.stages.text import COPIED_CHARACTERS, COPIED_SHARE, TextStage, opening
 
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -29,19 +29,28 @@ def _taken(stage: TextStage) -> list[Any]:
     return stage._order("train")[0]
 
 
-def test_a_copy_asks_for_a_training_text_and_answers_with_it(stage: TextStage) -> None:
+def test_a_copy_holds_what_it_asks_for_and_answers_with_it(stage: TextStage) -> None:
     texts = {opening(text) for own in training_texts("train", stage.data).values() for text in own}
     copies = stage.copies(1e9)
-    assert copies
+    heard, asks = 0, set(wordings("transcribe", "train"))
+    repeated = set()
     for document in copies:
         ids, ((start, end),) = document.input_ids.tolist(), document.answers
-        said = stage.tokenizer.decode(ids[start:end])
+        said, asked = ids[start:end], ids[2 : start - 2]
         assert ids[:2] == [BOS, USER] and ids[start - 2 : start] == [EOS, ASSISTANT] and ids[end] == EOS
-        assert stage.tokenizer.decode(ids[2 : start - 2]) == SAY + said and len(said) <= COPIED_CHARACTERS
+        if HEARD in asked:
+            heard += 1
+            place = asked.index(HEARD)
+            assert asked[:place] == said and stage.tokenizer.decode(asked[place + 1 :]) in asks
+        else:
+            # The very ids of the answer, also of its first word.
+            assert asked[-len(said) :] == said
+            assert stage.tokenizer.decode(asked) == SAY + stage.tokenizer.decode(said)
+            repeated.add(stage.tokenizer.decode(said))
         labels = document.labels.tolist()
         assert labels[start : end + 1] == ids[start : end + 1] and set(labels[:start]) == {IGNORE_INDEX}
-    said = [d.input_ids[d.answers[0][0] : d.answers[0][1]].tolist() for d in copies]
-    assert {stage.tokenizer.decode(ids) for ids in said} <= texts
+    # Each of the three forms: as it is, spelled as an ear does, and that in the place of a recording.
+    assert repeated & texts and repeated - texts and heard
 
 
 def test_copies_are_their_share_of_the_training_positions_and_none_of_what_is_measured(

@@ -6,18 +6,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from muomni.config import RunConfig
 from muomni.data.batch import Order, PackedBatch, pack, permutation
 from muomni.data.items import Split
-from muomni.data.template import Document, Turn, length, render, render_text
+from muomni.data.repeats import repeat
+from muomni.data.template import Document, Turn, length, render, render_text, spelled
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.text_mix import mix
 from muomni.data.text_sets import held_texts, training_texts
 from muomni.data.usable import Usable
-from muomni.data.wordings import SAY
 from muomni.metrics.ngram import NGramModel, bits_per_byte
 from muomni.models.thinker import Thinker
 from muomni.models.weights import CheckpointError
@@ -48,10 +49,10 @@ TECHNICAL_SHARE = 0.25
 """Most of the tokens that may be documentation and descriptions of software, if there is other text."""
 
 
-COPIED_SHARE = 0.15
-"""Of the positions in training, those of texts to be said, where there are enough."""
+COPIED_SHARE = 0.2
+"""Of the positions in training, those of texts to be repeated, where there are enough."""
 COPIED_CHARACTERS = 120
-"""Of a text that is to be said, at most."""
+"""Of a text that is to be repeated, at most."""
 TEXTS_AT_ONCE = 256
 """Texts that are tokenized together where not all are wanted."""
 
@@ -124,19 +125,23 @@ class TextStage(StageBase):
         ]
 
     def copies(self, n_tokens: float) -> list[Document]:
-        """Training texts to be said, with themselves as the answer, drawn with the run's seed, of n_tokens positions.
+        """Training texts to be repeated, drawn with the run's seed, of n_tokens positions.
 
-        Plain text alone teaches a small model too little of copying, without which it cannot repeat what it is told.
+        Plain text alone teaches a small model too little of copying, without which it can neither say what it is told
+        nor write what it hears.
         """
         texts = chain.from_iterable(training_texts("train", self.data).values())
         said = list(dict.fromkeys(opening(text) for text in texts))
         drawn = permutation(len(said), seed=self.run.seed, epoch=1).tolist()
         found: list[Document] = []
         for at in range(0, len(drawn), TEXTS_AT_ONCE):
-            own = [said[i] for i in drawn[at : at + TEXTS_AT_ONCE]]
-            asked = self.tokenizer.encode_batch([SAY + text for text in own])
-            for question, answer in zip(asked, self.tokenizer.encode_batch(own), strict=True):
-                turn = Turn(text=question, answer=answer)
+            own = [
+                repeat(said[i], np.random.default_rng((self.run.seed, i)))
+                for i in drawn[at : at + TEXTS_AT_ONCE]
+            ]
+            parts = ([o.heard for o in own], [o.question for o in own], [o.answer for o in own])
+            for heard, asked, answer in zip(*map(self.tokenizer.encode_batch, parts), strict=True):
+                turn = Turn(text=[*spelled(heard), *asked], answer=answer)
                 if n_tokens <= 0:
                     return found
                 if length([turn], 1) <= self.config.max_seq_len:
