@@ -22,7 +22,7 @@ from muomni.data.batch import permutation
 from muomni.data.image import to_float
 from muomni.data.items import PictureItem
 from muomni.errors import UserError
-from muomni.tokens import PAD, UNUSED
+from muomni.tokens import HEARD, PAD
 from muomni.train.stage import generator
 from muomni.train.stages.audio import SPEEDS, AudioStage
 from muomni.train.stages.vision import MAX_CAPTION, VisionStage
@@ -36,7 +36,7 @@ CTC_WIDENING = 1.5
 """Hidden width of each of a Conformer block's two feed-forwards over its width: about as many parameters as ours."""
 CLIP_WIDENING = 4
 """Hidden width of a feed-forward over its width, CLIP's own."""
-END = UNUSED
+END = HEARD
 """Ends a caption of the CLIP peer. CLIPTextModel takes a config whose end is 2, as EOS is, for one of before its
 correction, and then pools elsewhere."""
 JITTER = 0.1

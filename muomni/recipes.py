@@ -235,13 +235,13 @@ class Speedrun:
 _NANO_SPEEDRUN = Speedrun(
     stages={
         "text": StageShare(share=0.13, lr=6e-3),
-        "audio": StageShare(share=0.20, lr=3e-3),
-        "vision": StageShare(share=0.16),
+        "audio": StageShare(share=0.19, lr=3e-3),
+        "vision": StageShare(share=0.18),
         "codec": StageShare(share=0.06),
         "omni": StageShare(share=0.16),
         "talker": StageShare(share=0.21, lr=6e-3),
     },
-    evaluation=0.05,
+    evaluation=0.04,
     evaluation_seconds=45.0,
 )
 _SCALED_SPEEDRUN = Speedrun(

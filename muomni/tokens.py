@@ -4,9 +4,10 @@ Special tokens hold ids 0..N_SPECIAL-1 in this order; the tokenizer is trained w
 list, every entry flagged special, so text typed by a user can never produce one of them.
 """
 
-PAD, BOS, EOS, USER, ASSISTANT, IMAGE, AUDIO, UNUSED = range(8)
+PAD, BOS, EOS, USER, ASSISTANT, IMAGE, AUDIO, HEARD = range(8)
 """PAD fills rows; BOS starts a document; EOS ends a turn or document; USER and ASSISTANT open a turn;
-IMAGE and AUDIO are placeholders whose embeddings are replaced by media features."""
+IMAGE and AUDIO are placeholders whose embeddings are replaced by media features;
+HEARD ends what the ear spells of a clip."""
 
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|pad|>",
@@ -16,7 +17,7 @@ SPECIAL_TOKENS: tuple[str, ...] = (
     "<|assistant|>",
     "<|image|>",
     "<|audio|>",
-    "<|unused|>",
+    "<|heard|>",
 )
 
 N_SPECIAL: int = len(SPECIAL_TOKENS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -108,37 +108,35 @@ class Places(TypedDict):
 
     clip_tokens: Sequence[int]
     """Audio positions of each clip of the split."""
+    heard: Mapping[int, Sequence[int]]
+    """Token ids of what the ear spells of a clip of the split, by its number; of others nothing is written."""
     n_image_tokens: int
     max_seq_len: int
 
 
 def fitting(chosen: Sequence[Example], tokenizer: Tokenizer, **places: Unpack[Places]) -> list[Example]:
     """Those examples whose documents, media included, are not longer than max_seq_len."""
-    turns = _turns(chosen, tokenizer, places["clip_tokens"], media=True)
+    turns = _turns(chosen, tokenizer, places, media=True)
     lengths = [length(rounds, places["n_image_tokens"]) for rounds in turns]
     return [e for e, n in zip(chosen, lengths, strict=True) if n <= places["max_seq_len"]]
 
 
 def documents(
-    chosen: Sequence[Example],
-    tokenizer: Tokenizer,
-    *,
-    clip_tokens: Sequence[int],
-    n_image_tokens: int,
-    max_seq_len: int,
-    media: bool = True,
+    chosen: Sequence[Example], tokenizer: Tokenizer, *, media: bool = True, **places: Unpack[Places]
 ) -> list[Document]:
-    """Examples rendered by the template.
+    """Examples rendered by the template. media: False leaves pictures and clips out, and what is heard of them.
 
-    clip_tokens: audio positions of each clip of the split. media: False leaves pictures and clips out.
     Raises TokenBudgetError for one that `fitting` would leave out.
     """
-    turns = _turns(chosen, tokenizer, clip_tokens, media=media)
-    return [render(rounds, n_image_tokens=n_image_tokens, max_seq_len=max_seq_len) for rounds in turns]
+    n_image_tokens, max_seq_len = places["n_image_tokens"], places["max_seq_len"]
+    return [
+        render(rounds, n_image_tokens=n_image_tokens, max_seq_len=max_seq_len)
+        for rounds in _turns(chosen, tokenizer, places, media=media)
+    ]
 
 
 def _turns(
-    chosen: Sequence[Example], tokenizer: Tokenizer, clip_tokens: Sequence[int], *, media: bool
+    chosen: Sequence[Example], tokenizer: Tokenizer, places: Places, *, media: bool
 ) -> list[list[Turn]]:
     rounds = [one for example in chosen for one in example.rounds]
     asked = tokenizer.encode_batch([one.question for one in rounds])
@@ -148,7 +146,8 @@ def _turns(
             text=question,
             answer=answer,
             n_images=len(one.pictures) if media else 0,
-            clips=[clip_tokens[clip] for clip in one.clips] if media else [],
+            clips=[places["clip_tokens"][clip] for clip in one.clips] if media else [],
+            heard=[places["heard"].get(clip, ()) for clip in one.clips] if media else [],
         )
         for one, question, answer in zip(rounds, asked, answers, strict=True)
     )

@@ -2,6 +2,9 @@
 
     [BOS] { [USER] images clips films question [EOS] [ASSISTANT] answer [EOS] } ...
 
+Behind a clip, and behind a film with sound, stands what the ear spells of it, closed by [HEARD]: a clip is heard twice,
+as frames and as letters.
+
 A film is its frames and its sound in order of time on one clock (TM-RoPE): s steps after its beginning are the sound
 heard then and the frame seen then. The frame is written before the sound of its step; that the two share a position
 is meant: they differ in what they are, and the order of writing decides what attends to what.
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from muomni.config import TokenBudgetError
-from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, IGNORE_INDEX, IMAGE, USER
+from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, HEARD, IGNORE_INDEX, IMAGE, USER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,18 @@ class Turn:
     """What a user gave and, if it is known, what the assistant answers."""
 
     text: Sequence[int] = ()
-    """Token ids of the user's text, no control token among them."""
+    """Token ids of the text; of a user's no control token is among them."""
     n_images: int = 0
     """Pictures, written before the clips."""
     clips: Sequence[int] = ()
     """Audio positions of each clip."""
     films: Sequence[Film] = ()
     """Films, written after the clips."""
+    heard: Sequence[Sequence[int]] = ()
+    """Token ids of what the ear spells of each clip, then of each film's sound; of those missing at the end, nothing.
+
+    No more of them are written than the sound has positions: speech has a third as many, so that is no speech.
+    """
     answer: Sequence[int] | None = None
     """Token ids of the answer; None: the document ends with [ASSISTANT], ready to be continued."""
     learn: bool = True
@@ -59,6 +67,17 @@ class Turn:
     def n_audio(self) -> int:
         """Audio positions of clips and films."""
         return sum(self.clips) + sum(film.n_audio for film in self.films)
+
+    @property
+    def n_heard(self) -> int:
+        """Positions of what the ear spells."""
+        return sum(map(len, map(spelled, self.written)))
+
+    @property
+    def written(self) -> list[Sequence[int]]:
+        """What is written of `heard`."""
+        sounds = [*self.clips, *(film.n_audio for film in self.films if film.n_audio)]
+        return [ids[:n] for ids, n in zip(self.heard, sounds, strict=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +207,14 @@ def render(
         writer.text([USER])
         for _ in range(turn.n_images):
             writer.image(n_image_tokens)
+        heard = iter(turn.written)
         for n_frames in turn.clips:
             writer.clip(n_frames)
+            writer.text(spelled(next(heard, ())))
         for film in turn.films:
             writer.film(film, n_image_tokens)
+            if film.n_audio:
+                writer.text(spelled(next(heard, ())))
         last = i == len(turns) - 1
         writer.text(list(turn.text)[: len(turn.text) - cut] if last else turn.text)
         writer.text([EOS, ASSISTANT])
@@ -199,6 +222,11 @@ def render(
             answers.append((len(writer.ids), len(writer.ids) + len(turn.answer)))
             writer.text([*turn.answer, EOS], learn=turn.learn)
     return writer.document(answers=answers, truncated=cut)
+
+
+def spelled(ids: Sequence[int]) -> list[int]:
+    """What the ear spells of the sound before it, and HEARD; nothing where it spells nothing."""
+    return [*ids, HEARD] if ids else []
 
 
 def render_text(ids: Sequence[int], *, max_seq_len: int) -> list[Document]:
@@ -218,6 +246,6 @@ def render_text(ids: Sequence[int], *, max_seq_len: int) -> list[Document]:
 
 def length(turns: Sequence[Turn], n_image_tokens: int) -> int:
     """Positions that `render` needs for a conversation."""
-    media = sum(turn.n_pictures * n_image_tokens + turn.n_audio for turn in turns)
+    media = sum(turn.n_pictures * n_image_tokens + turn.n_audio + turn.n_heard for turn in turns)
     text = sum(len(turn.text) + 3 for turn in turns)
     return 1 + media + text + sum(len(turn.answer) + 1 for turn in turns if turn.answer is not None)

@@ -17,6 +17,7 @@ from muomni.data.tasks import TASKS, examples
 from muomni.evaluate.family import Case, HeldOut, spread
 from muomni.evaluate.score import Scores, score
 from muomni.evaluate.written import Question, write
+from muomni.infer.engine import Heard
 from muomni.models.thinker import Thinker
 
 
@@ -43,7 +44,7 @@ class Asked:
         self.clips = clips(held.split, held.source)
         self.pictures = pictures(held.split, held.source)
         self._seen: dict[int, Tensor] = {}
-        self._heard: dict[int, Tensor] = {}
+        self._heard: dict[int, Heard] = {}
 
     def chosen(self, tasks: Sequence[str] = TASKS) -> dict[str, list[Example]]:
         """At most n examples of each of these tasks that has any, spread over the split."""
@@ -51,20 +52,20 @@ class Asked:
         longest = self.session.config.max_audio_samples
         every = examples(self.held.split, max_audio_samples=longest, source=self.source)
         wanted = [example for example in every if example.task in found]
-        for example in fitting(wanted, self.session.tokenizer, **self._places):
+        for example in fitting(wanted, self.session.tokenizer, **self._places(wanted)):
             found[example.task].append(example)
         return {task: spread(all_, self.held.n) for task, all_ in found.items() if all_}
 
     def score(self, asked: list[Example], *, thinker: Thinker | None = None) -> Scores:
         """Score the answers; another thinker gets the questions without their media."""
-        rendered = documents(asked, self.session.tokenizer, **self._places, media=thinker is None)
+        rendered = documents(asked, self.session.tokenizer, **self._places(asked), media=thinker is None)
         if thinker is not None:
             return score(thinker, rendered)
         embeds = [
             self.session.engine.embed(
                 document,
                 torch.cat([self._see(i) for i in example.pictures]) if example.pictures else None,
-                torch.cat([self._hear(i) for i in example.clips]) if example.clips else None,
+                torch.cat([self._hear(i).features for i in example.clips]) if example.clips else None,
             )
             for document, example in zip(rendered, asked, strict=True)
         ]
@@ -107,11 +108,17 @@ class Asked:
         """n of the answers that are not exact, evenly spaced: typical ones, not chosen."""
         return [self.case(one, error=1.0) for one in spread([a for a in answered if not a.exact], n)]
 
-    @property
-    def _places(self) -> Places:
-        config = self.session.config
+    def _places(self, asked: Sequence[Example]) -> Places:
+        config, played = self.session.config, sorted({i for example in asked for i in example.all_clips})
         return Places(
             clip_tokens=[config.audio_tokens(clip.n_samples) for clip in self.clips],
+            heard=dict(
+                zip(
+                    played,
+                    self.session.tokenizer.encode_batch([self._hear(i).text for i in played]),
+                    strict=True,
+                )
+            ),
             n_image_tokens=config.vision.n_image_tokens,
             max_seq_len=config.max_seq_len,
         )
@@ -123,7 +130,7 @@ class Asked:
             self._seen[index] = self.session.engine.see(to_float(torch.from_numpy(pixels)[None]))
         return self._seen[index]
 
-    def _hear(self, index: int) -> Tensor:
+    def _hear(self, index: int) -> Heard:
         if index not in self._heard:
             config = self.session.config
             waveform = self.source.waveform(self.clips[index])

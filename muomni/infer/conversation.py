@@ -43,8 +43,9 @@ class Conversation:
         alone = self._length([turn]) + 2
         if alone > self.config.max_seq_len:
             n_image, n_audio = turn.n_pictures * self.config.vision.n_image_tokens, turn.n_audio
+            n_text = alone - n_image - n_audio - turn.n_heard
             raise TokenBudgetError(
-                f"sequence: {alone - n_image - n_audio} text + {n_image} image + {n_audio} audio tokens "
+                f"sequence: {n_text} text + {n_image} image + {n_audio} audio + {turn.n_heard} heard tokens "
                 f"= {alone}, at most {self.config.max_seq_len} fit; "
                 f"remove {alone - self.config.max_seq_len} tokens."
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ from muomni.tokens import EOS, N_SPECIAL
 
 POSITIONS_A_TOKEN = 32
 """Rotary positions there are for each position of the context: a film without sound takes time, not tokens."""
+
+
+class Heard(NamedTuple):
+    """A clip as the Thinker gets it."""
+
+    features: Tensor
+    """(n_frames, d_model) in the unified space."""
+    text: str
+    """What the ear spells, by greedy CTC."""
 
 
 class Engine:
@@ -102,15 +112,18 @@ class Engine:
         return self.model.image_features(images.to(self.device))
 
     @torch.inference_mode()
-    def hear(self, frames: Tensor) -> Tensor:
-        """One clip (N, factor * n_mels) -> features in the unified space (N, d_model)."""
-        return self.model.audio_features(*self._clip(frames))
+    def hear(self, frames: Tensor) -> Heard:
+        """One clip (N, factor * n_mels) as the Thinker gets it."""
+        encoded = self.model.audio(*self._clip(frames))
+        return Heard(self.model.audio_projector(encoded), self._spelled(encoded))
 
     @torch.inference_mode()
     def spell(self, frames: Tensor) -> str:
         """One clip (N, factor * n_mels) -> what was said, by greedy CTC."""
-        logits = self.model.ctc_head(self.model.audio(*self._clip(frames)))
-        return decode_ctc(logits.argmax(dim=-1).tolist())
+        return self._spelled(self.model.audio(*self._clip(frames)))
+
+    def _spelled(self, encoded: Tensor) -> str:
+        return decode_ctc(self.model.ctc_head(encoded).argmax(dim=-1).tolist())
 
     @torch.inference_mode()
     def embed(self, document: Document, images: Tensor | None = None, clips: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +101,13 @@ def read_film(source: FilmSource, config: ModelConfig) -> FilmInput:
         sound=sound,
         unheard=unheard,
     )
+
+
+def listed(value: object) -> Sequence:
+    """One item or several, as a sequence; files, bytes, arrays and pictures are one item."""
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _check_times(video: Video) -> None:

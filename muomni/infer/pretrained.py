@@ -40,7 +40,7 @@ from muomni.models.weights import (
 )
 from muomni.settings import ConfigError, from_dict, to_dict
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, CONFIG, TOKENIZER, README, ONNX = (
     "model.safetensors",
     "config.json",

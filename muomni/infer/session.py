@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from muomni.data.spoken import as_words
 from muomni.data.template import Turn
 from muomni.data.text import Tokenizer
 from muomni.data.wordings import SAY, wordings
-from muomni.infer import hub, pretrained, shipped
+from muomni.infer import hub, inputs, pretrained, shipped
 from muomni.infer.conversation import Conversation, Said
 from muomni.infer.engine import Engine
 from muomni.infer.history import Trained
@@ -189,7 +190,7 @@ class Session:
         started = time.perf_counter()
         how = TurnSettings(**settings)
         voice = self._voice(how.voice)
-        said = self._read(text, _listed(image), _listed(audio), _listed(video))
+        said = self._read(text, *map(inputs.listed, (image, audio, video)))
         self._settle()
         turns, begun = self._conversation.turns, False
         try:
@@ -334,18 +335,19 @@ class Session:
         self._conversation.check(turn)
         unheard = sum(one.unheard for one in seen)
         if unheard:
-            heard = self.config.max_audio_samples / self.config.mel.sample_rate
+            seconds = self.config.max_audio_samples / self.config.mel.sample_rate
             warnings.warn(
-                f"video: of its sound the first {heard:.2f} s are heard, {unheard:.2f} s are not.",
+                f"video: of its sound the first {seconds:.2f} s are heard, {unheard:.2f} s are not.",
                 stacklevel=4,
             )
         # As the template writes them: films behind pictures and clips.
         images += [one.images for one in seen]
         frames += [one.sound for one in seen if one.sound is not None]
+        heard = [self.engine.hear(own) for own in frames]
         return Said(
-            turn=turn,
+            turn=replace(turn, heard=self.tokenizer.encode_batch([own.text for own in heard])),
             images=self.engine.see(torch.cat(images)) if images else None,
-            clips=torch.cat([self.engine.hear(f) for f in frames]) if frames else None,
+            clips=torch.cat([own.features for own in heard]) if heard else None,
             unheard=unheard,
         )
 
@@ -391,10 +393,3 @@ class Session:
             ticket=ticket, lease=self._lease, length=len(document), truncated=forgotten, started=started,
             unheard=said.unheard,
         )  # fmt: skip
-
-
-def _listed(value: object) -> Sequence:
-    """One item or several, as a sequence; files, bytes, arrays and pictures are one item."""
-    if value is None:
-        return ()
-    return value if isinstance(value, list | tuple) else (value,)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from muomni.models.audio import AudioEncoder, CTCHead
+from muomni.models.audio import AudioEncoder, CTCHead, log_probs
 from muomni.models.script import MAX_ADVANCE
 
 _BLANK = 0
@@ -24,7 +24,7 @@ def begins(
     clips: (n, factor * n_mels) normalised log-mel of each; spelled: (m,) int64 CTC symbol of each character, 0 for one
     that is not heard. Returns (m + 1,) int64 log-mel frames on the CPU, the last one the end of speech; see `walk`.
     """
-    factor, device = encoder.cfg.factor, next(encoder.parameters()).device
+    factor = encoder.cfg.factor
     result: list[torch.Tensor | None] = [None] * len(clips)
     able = [
         i for i, (clip, own) in enumerate(zip(clips, spelled, strict=True))
@@ -33,12 +33,8 @@ def begins(
     # The best paths of clips of one length take the fewest steps.
     able.sort(key=lambda i: len(clips[i]))
     for chosen in (able[at : at + CLIPS_AT_ONCE] for at in range(0, len(able), CLIPS_AT_ONCE)):
-        lengths = torch.tensor([len(clips[i]) for i in chosen])
-        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
-        frames = torch.cat([clips[i] for i in chosen]).to(device)
-        logits = head(encoder(frames, cu_seqlens, int(lengths.max())))
-        log_probs = logits.float().log_softmax(-1).cpu().split((lengths * head.expand).tolist())
-        paths = ctc_path(log_probs, [spelled[i][spelled[i] != _BLANK] for i in chosen])
+        heard = log_probs(encoder, head, [clips[i] for i in chosen])
+        paths = ctc_path(heard, [spelled[i][spelled[i] != _BLANK] for i in chosen])
         for i, path in zip(chosen, paths, strict=True):
             result[i] = _starts(spelled[i], path) * (factor // head.expand)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -98,3 +99,18 @@ class CTCHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: (N, d_audio) -> (N * expand, n_symbols) logits, in order of time."""
         return self.out(x).view(-1, self.n_symbols)
+
+
+@torch.no_grad()
+def log_probs(
+    encoder: AudioEncoder, head: CTCHead, clips: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """What CTC makes of clips that are heard together, none looking at another.
+
+    clips: (n, factor * n_mels) normalised log-mel of each. Returns (n * head.expand, n_symbols) float32 of each, on the
+    CPU.
+    """
+    device, lengths = next(encoder.parameters()).device, torch.tensor([len(clip) for clip in clips])
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    logits = head(encoder(torch.cat(list(clips)).to(device), cu_seqlens, int(lengths.max())))
+    return logits.float().log_softmax(-1).cpu().split((lengths * head.expand).tolist())

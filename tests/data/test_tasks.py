@@ -26,7 +26,7 @@ from muomni.data.items import (
 from muomni.data.tasks import CHOOSING, MAX_HELD_OUT, NAMING, TASKS, WEIGHTS, examples
 from muomni.data.text import Tokenizer, train_tokenizer
 from muomni.data.wordings import WORDINGS
-from muomni.tokens import AUDIO, EOS, IGNORE_INDEX, IMAGE
+from muomni.tokens import AUDIO, EOS, HEARD, IGNORE_INDEX, IMAGE
 
 SOURCE = full()
 
@@ -62,7 +62,8 @@ def test_the_targets_of_a_task_are_its_answer_and_the_end(
     own = of(task, split)
     assert own
     lengths = [7 + i for i in range(len(clips(split, SOURCE)))]
-    found = documents(own, tokenizer, clip_tokens=lengths, n_image_tokens=5, max_seq_len=512)
+    heard = {i: tokenizer.encode(f"heard {i}") for i in range(0, len(lengths), 2)}
+    found = documents(own, tokenizer, clip_tokens=lengths, heard=heard, n_image_tokens=5, max_seq_len=512)
     for example, document in zip(own, found, strict=True):
         answer = tokenizer.encode(example.answer)
         end = len(document)
@@ -74,11 +75,16 @@ def test_the_targets_of_a_task_are_its_answer_and_the_end(
         assert int((document.input_ids == IMAGE).sum()) == len(document.image_slots) == 5 * n_images
         n_audio = sum(lengths[clip] for one in example.rounds for clip in one.clips)
         assert int((document.input_ids == AUDIO).sum()) == len(document.audio_slots) == n_audio
+        told = [clip for one in example.rounds for clip in one.clips if clip in heard]
+        ids, ends = document.input_ids.tolist(), (document.input_ids == HEARD).nonzero()[:, 0].tolist()
+        assert [ids[end - len(heard[clip]) : end] for clip, end in zip(told, ends, strict=True)] == [
+            heard[clip] for clip in told
+        ]
 
 
 def test_a_picture_more_than_fits_leaves_the_example_out(tokenizer: Tokenizer) -> None:
     own = of("count")
-    places = {"clip_tokens": (), "n_image_tokens": 50, "max_seq_len": 180}
+    places = {"clip_tokens": (), "heard": {}, "n_image_tokens": 50, "max_seq_len": 180}
     fit = fitting(own, tokenizer, **places)  # type: ignore[arg-type]
     assert {len(e.pictures) for e in fit} == {1, 2, 3} and {len(e.pictures) for e in own} == {1, 2, 3, 4}
     assert len(documents(fit, tokenizer, **places)) == len(fit)  # type: ignore[arg-type]

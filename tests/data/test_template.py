@@ -7,7 +7,7 @@ import torch
 
 from muomni.config import TokenBudgetError
 from muomni.data.template import Film, Turn, length, render, render_text
-from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, IGNORE_INDEX, IMAGE, USER
+from muomni.tokens import ASSISTANT, AUDIO, BOS, EOS, HEARD, IGNORE_INDEX, IMAGE, USER
 
 
 def test_turns_are_written_in_the_stated_order() -> None:
@@ -38,6 +38,40 @@ def test_turns_are_written_in_the_stated_order() -> None:
     assert document.image_slots.tolist() == [2]
     assert document.audio_slots.tolist() == [3, 4, 5]
     assert document.answers == ((10, 11),)
+
+
+def test_what_the_ear_spells_stands_behind_its_sound_as_text_that_is_no_target() -> None:
+    films = [Film(frames=[0]), Film(frames=[1], n_audio=2)]
+    # Of the second clip nothing is spelled; the first film has no sound, so the last ids are the second one's.
+    turn = Turn(text=[20], clips=[2, 1], films=films, heard=[[40, 41], [], [42]], answer=[30])
+    document = render([turn], n_image_tokens=1, max_seq_len=64)
+    ids = [
+        BOS,
+        USER,
+        AUDIO,
+        AUDIO,
+        40,
+        41,
+        HEARD,
+        AUDIO,
+        IMAGE,
+        AUDIO,
+        IMAGE,
+        AUDIO,
+        42,
+        HEARD,
+        20,
+        EOS,
+        ASSISTANT,
+        30,
+        EOS,
+    ]
+    assert document.input_ids.tolist() == ids and len(ids) == length([turn], 1)
+    assert document.labels[document.labels != IGNORE_INDEX].tolist() == [30, EOS]
+    assert document.audio_slots.tolist() == [2, 3, 7, 9, 11]
+    # One step each, behind the clip's frames and before the question; a film's behind its end.
+    assert (document.positions[:9, 0]).tolist() == list(range(9))
+    assert (document.positions[11:, 0].diff() == 1).all()
 
 
 def test_only_the_answer_and_its_end_are_targets() -> None:
@@ -105,7 +139,9 @@ def test_all_of_a_frame_is_at_the_time_of_its_step() -> None:
 )
 def test_length_and_slots_of_turns_with_everything(film: Film, n_image_tokens: int) -> None:
     turns = [
-        Turn(text=[20, 21], n_images=2, clips=[3, 4], films=[film, film], answer=[30]),
+        Turn(
+            text=[20, 21], n_images=2, clips=[3, 4], films=[film, film], heard=[[40], [41, 42]], answer=[30]
+        ),
         Turn(films=[film], text=[22]),
     ]
     document = render(turns, n_image_tokens=n_image_tokens, max_seq_len=1_000)

@@ -51,7 +51,7 @@ def _video(**changes: Any) -> Video:
 def grids(request: pytest.FixtureRequest, write_run: Any, small_config: Any, tmp_path: Path) -> Session:
     """A conversation whose pictures are one position each, or five with rows and columns of their own."""
     vision = dataclasses.replace(small_config().vision, n_image_tokens=request.param)
-    write_run(tmp_path, vision=vision)
+    write_run(tmp_path, vision=vision, max_seq_len=256)
     return load(tmp_path, device="cpu")
 
 
@@ -65,8 +65,12 @@ def test_a_turn_is_its_document_by_the_full_forward(grids: Session) -> None:
     # 12.5 steps a second: 0.2 s is step 2 (2.5 to even), 0.8 s 10, 1.4 s 18 (17.5 to even); 1.6 s are 20.
     film = Film(frames=[2, 10, 18], n_audio=20, n_steps=20)
     ids = session.tokenizer.encode("the cat")
+    spelled = [
+        session.tokenizer.encode(session.transcribe(sound)) for sound in (clip, _sound(1.6), _sound(1.6))
+    ]
+    assert all(spelled)
     document = render(
-        [Turn(text=ids, n_images=1, clips=[5], films=[film, film])], n_image_tokens=n_image_tokens,
+        [Turn(text=ids, n_images=1, clips=[5], films=[film, film], heard=spelled)], n_image_tokens=n_image_tokens,
         max_seq_len=1_024,
     )  # fmt: skip
     time, height, width = document.positions.T
@@ -139,7 +143,7 @@ def test_what_does_not_fit_says_so_and_changes_nothing(session: Session) -> None
         session.chat(video=Video(_frames(130), np.linspace(0, 5, 130).tolist()))
     with pytest.raises(TokenBudgetError, match=r"give a shorter film"):
         session.chat(video=Video(_frames(1), [5_000.0]))
-    with pytest.raises(TokenBudgetError, match=r"96 audio tokens"):
+    with pytest.raises(TokenBudgetError, match=r"96 audio \+ 0 heard tokens"):
         session.chat("the cat sat on the mat " * 4, video=[_video(waveform=_sound(2.56))] * 3)
     assert not session._conversation.turns
     assert session.chat("who", speak=False, max_new_tokens=2).truncated == 0

@@ -1,5 +1,6 @@
 """Turns: decoding against full forwards, streams against whole turns, several turns against one prefill."""
 
+import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,13 @@ def _picture(seed: int = 0) -> Image.Image:
 
 def _clip(seconds: float = 0.4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, int(16_000 * seconds)).astype(np.float32)
+
+
+def _heard(session: Session) -> list[list[int]]:
+    """What its ear spells of the clip, as ids; something, though nothing is trained."""
+    text = session.transcribe(_clip())
+    assert text
+    return [session.tokenizer.encode(text)]
 
 
 def _full_forward(session: Session, turns: list[Turn], images: list, clips: list) -> torch.Tensor:
@@ -77,7 +85,7 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
 
     image, frames = read_picture(_picture(), session.config), read_clip(_clip(), session.config)
     ids = session.tokenizer.encode("the cat")
-    turns = [Turn(text=ids, n_images=1, clips=[len(frames)])]
+    turns = [Turn(text=ids, n_images=1, clips=[len(frames)], heard=_heard(session))]
     asked: tuple[tuple[str, dict[str, Any]], ...] = (
         ("the cat", {"image": _picture(), "audio": _clip()}),
         ("who is it", {}),
@@ -92,7 +100,7 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
             logits = _full_forward(session, open_turns, [image], [frames]) if not answer else None
             if logits is None:
                 last = turns[-1]
-                closed = Turn(text=last.text, n_images=last.n_images, clips=last.clips, answer=answer)
+                closed = dataclasses.replace(last, answer=answer)
                 # The rendered document ends with EOS; the position before it predicts the next token.
                 logits = _full_forward(session, [*turns[:-1], closed], [image], [frames])[:-1]
             token = _argmax(logits[-1])
@@ -100,8 +108,7 @@ def test_greedy_turns_equal_argmax_of_the_full_forward(session: Session) -> None
                 break
             answer.append(token)
         assert stream.ids == answer
-        last = turns[-1]
-        turns[-1] = Turn(text=last.text, n_images=last.n_images, clips=last.clips, answer=answer)
+        turns[-1] = dataclasses.replace(turns[-1], answer=answer)
         turns.append(Turn(text=session.tokenizer.encode("who is it")))
 
 
@@ -121,7 +128,8 @@ def test_prefill_and_decode_give_the_logits_of_the_full_forward(session: Session
     frames = read_clip(_clip(), session.config)
     for _ in stream:
         pass
-    turn = Turn(text=session.tokenizer.encode("the cat sat"), clips=[len(frames)], answer=stream.ids)
+    ids = session.tokenizer.encode("the cat sat")
+    turn = Turn(text=ids, clips=[len(frames)], heard=_heard(session), answer=stream.ids)
     full = _full_forward(session, [turn], [], [frames])
     n = len(seen)
     assert n > 2

@@ -82,7 +82,7 @@ def test_trained_parts_are_in_train_mode_and_frozen_ones_in_eval_mode(
     frozen = {n.split(".")[0] for n, _ in model.named_parameters()} - set(stage.saved)
     assert frozen == {
         "vocoder": {"codec"},
-        "omni": {"vision", "audio"},
+        "omni": {"vision", "audio", "ctc_head"},
         "talker": {"thinker", "codec", "audio", "ctc_head"},
     }.get(name, set())
 

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 from muomni.config import RunConfig
-from muomni.data.audio import audio_frames
+from muomni.data.audio import CTC_SYMBOLS, audio_frames, decode_ctc, normalise_transcript
 from muomni.data.batch import Media, Order, PackedBatch, pack, permutation
 from muomni.data.examples import Clip, Example, Picture, Places, clips, documents, fitting, pictures
 from muomni.data.image import augment, to_float
-from muomni.data.items import Item, Kind, LineItem, Split
+from muomni.data.items import Item, Kind, LineItem, SpeechItem, Split
 from muomni.data.tasks import examples
 from muomni.data.tasks_several import MAX_PICTURES
 from muomni.data.template import Document, render_text
 from muomni.data.text_sets import training_texts
 from muomni.data.usable import Usable
 from muomni.errors import UserError
-from muomni.models.audio import AudioEncoder
+from muomni.models.audio import AudioEncoder, CTCHead, log_probs
 from muomni.models.fuse import Projector, place_features
 from muomni.models.thinker import Thinker
 from muomni.models.vision import VisionEncoder
@@ -37,6 +37,8 @@ KINDS: tuple[Kind, ...] = (
 """What examples are made of, and plain text."""
 PLAIN_SHARE = 0.15
 """Of the training positions, how many are plain text in stage text's form: the Thinker is to write it still."""
+HEARD_AT_ONCE = 32
+"""Clips that the ear spells together."""
 PLAIN = Example(task="plain text", question="", answer="")
 """Stands for a plain text among the training examples: it shows and plays nothing."""
 
@@ -57,19 +59,23 @@ class OmniStage(StageBase):
             thinker=Thinker(cfg.thinker),
             vision=VisionEncoder(cfg.vision),
             audio=AudioEncoder(cfg.audio, cfg.mel.n_mels),
+            ctc_head=CTCHead(cfg.audio.d_model, cfg.audio.ctc_expand, len(CTC_SYMBOLS)),
             vision_projector=Projector(cfg.vision.d_model, cfg.thinker.d_model),
             audio_projector=Projector(cfg.audio.d_model, cfg.thinker.d_model),
         )
-        for parent, name in (("text", "thinker"), ("audio", "audio"), ("vision", "vision")):
-            load_parent(model, root, parent=parent, parts=(name,), child=self.name, run=run)
-        freeze(model.get_submodule("vision"))
-        freeze(model.get_submodule("audio"))
+        for parent, *names in (("text", "thinker"), ("audio", "audio", "ctc_head"), ("vision", "vision")):
+            load_parent(model, root, parent=parent, parts=names, child=self.name, run=run)
+        for name in ("vision", "audio", "ctc_head"):
+            freeze(model.get_submodule(name))
+        self._model = model
         self.root = root
         self.side = cfg.vision.image_size
         self.tokenizer = load_tokenizer(root, cfg.thinker.vocab_size)
         self.data = Usable(self.quarantine, self.source, kinds=KINDS, read=self._read)
         self._clips: dict[str, tuple[Clip, ...]] = {}
         self._pictures: dict[str, tuple[Picture, ...]] = {}
+        self._examples: dict[str, list[Example]] = {}
+        self._heard: dict[str, dict[int, list[int]]] = {}
         self.need("questions with answers", self.examples)
         chosen = self.examples("train")
         found = self.documents("train", chosen)
@@ -80,12 +86,14 @@ class OmniStage(StageBase):
 
     def examples(self, split: Split) -> list[Example]:
         """The examples of a split that fit the context; those for training are drawn with the run's seed."""
-        longest = self.config.max_audio_samples
-        found = examples(split, max_audio_samples=longest, source=self.data, seed=self.run.seed)
-        fit = fitting(found, self.tokenizer, **self._places(split))
-        too_long = sum(item.n_samples > longest for item in self.clips(split))
-        self.quarantine.dropped[split] = too_long + len(found) - len(fit)
-        return fit
+        if split not in self._examples:
+            longest = self.config.max_audio_samples
+            found = examples(split, max_audio_samples=longest, source=self.data, seed=self.run.seed)
+            self._hear(split, found)
+            self._examples[split] = fitting(found, self.tokenizer, **self._places(split))
+            too_long = sum(item.n_samples > longest for item in self.clips(split))
+            self.quarantine.dropped[split] = too_long + len(found) - len(self._examples[split])
+        return self._examples[split]
 
     def documents(self, split: Split, chosen: list[Example], *, media: bool = True) -> list[Document]:
         """Examples of a split as documents."""
@@ -108,9 +116,36 @@ class OmniStage(StageBase):
     def _places(self, split: Split) -> Places:
         return Places(
             clip_tokens=[self.config.audio_tokens(c.n_samples) for c in self.clips(split)],
+            heard=self._heard[split],
             n_image_tokens=self.config.vision.n_image_tokens,
             max_seq_len=self.config.max_seq_len,
         )
+
+    def _hear(self, split: Split, chosen: list[Example]) -> None:
+        """What stands behind each clip of these examples, found once: what the ear, which is frozen, spells of it.
+
+        Behind a recording that is trained on it is the transcript: what an ear misspells would teach to distrust it,
+        and whoever is to write what he hears had better write that.
+        """
+        played, known = self.clips(split), self._heard.setdefault(split, {})
+        wanted = sorted(
+            {i for e in chosen for i in e.all_clips} - set(known), key=lambda i: played[i].n_samples
+        )
+        texts: dict[int, str] = {}
+        for i in wanted:
+            item = played[i]
+            if split == "train" and isinstance(item, SpeechItem):
+                texts[i] = normalise_transcript(item.text)
+        ear = part(self._model, "audio", AudioEncoder), part(self._model, "ctc_head", CTCHead)
+        rest = [i for i in wanted if i not in texts]
+        # Those of one length take the least: attention on a CPU goes by the longest of them.
+        for at in range(0, len(rest), HEARD_AT_ONCE):
+            read = {i: self.data.value(played[i]) for i in rest[at : at + HEARD_AT_ONCE]}
+            frames = {i: one for i, one in read.items() if one is not None}
+            if frames:
+                best = [one.argmax(-1).tolist() for one in log_probs(*ear, list(frames.values()))]
+                texts |= dict(zip(frames, map(decode_ctc, best), strict=True))
+        known |= dict(zip(texts, self.tokenizer.encode_batch([*texts.values()]), strict=True))
 
     def clips(self, split: Split) -> tuple[Clip, ...]:
         """Every clip of a split that can be used: recordings, then spoken questions."""

@@ -106,7 +106,7 @@ class TalkerStage(StageBase):
         Others are counted: too long for the context, or with more text than CTC can spell in their time.
         """
         if split not in self._utterances:
-            places = Places(clip_tokens=[], n_image_tokens=1, max_seq_len=self.config.max_seq_len)
+            places = Places(clip_tokens=[], heard={}, n_image_tokens=1, max_seq_len=self.config.max_seq_len)
             items = [i for i in self.data.speech(split) if i.n_samples <= self.config.max_audio_samples]
             said = [Example(task="say", question=SAY + item.text, answer=item.text) for item in items]
             chosen = fitting(said, self.tokenizer, **places)
