@@ -49,7 +49,7 @@ TECHNICAL_SHARE = 0.25
 """Most of the tokens that may be documentation and descriptions of software, if there is other text."""
 
 
-COPIED_SHARE = 0.2
+COPIED_SHARE = 0.15
 """Of the positions in training, those of texts to be repeated, where there are enough."""
 COPIED_CHARACTERS = 120
 """Of a text that is to be repeated, at most."""
