@@ -208,7 +208,7 @@ def turns(session: Session, *, n: int) -> dict[str, list[float]]:
 
 
 def encoders(session: Session, *, n: int) -> dict[str, list[float]]:
-    """Seconds of the picture encoder, and of the audio encoder and its spelling of a clip, from network input on."""
+    """Seconds of the picture encoder, and of hearing a clip in a turn and in transcribing, from network input on."""
     cfg, device = session.config, session.engine.device
     size = cfg.vision.image_size
     image = torch.randn(1, 3, size, size)
@@ -217,7 +217,7 @@ def encoders(session: Session, *, n: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, call in (
         ("image", lambda: session.engine.see(image)),
-        ("audio", lambda: session.engine.hear(frames)),
+        ("hear", lambda: session.engine.hear(frames)),
         ("transcribe", lambda: session.engine.spell(frames)),
     ):
         for i in range(n + 2):

@@ -47,9 +47,9 @@ def ctc_symbols(text: str) -> list[int]:
 
 
 def decode_ctc(indices: list[int]) -> str:
-    """Greedy CTC: collapse repeats, drop blanks."""
+    """Greedy CTC: collapse repeats, drop blanks; words with one space between, as `normalise_transcript` has them."""
     kept = [i for n, i in enumerate(indices) if i != BLANK and (n == 0 or indices[n - 1] != i)]
-    return "".join(CTC_SYMBOLS[i] for i in kept)
+    return " ".join("".join(CTC_SYMBOLS[i] for i in kept).split())
 
 
 def ctc_feasible(text: str, n_positions: int) -> bool:

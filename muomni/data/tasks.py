@@ -33,7 +33,8 @@ CHOOSING = ("yes or no", "count", "count kind", "odd one out")
 TEMPERATURE = 2.0
 """Of `task_mix.mix`: of two tasks, one with four times as many things is asked twice as often."""
 MAX_EXAMPLES = 50_000
-"""Training examples made at most: their documents are all made before the first step, in about 8 s."""
+"""Training examples made at most: their documents are all made before the first step, in about 8 s and what the ear
+takes to spell the spoken questions among them."""
 MAX_HELD_OUT = 1_000
 """Held-out examples of a task, at most."""
 

@@ -130,7 +130,8 @@ def _token_bytes(bpe: BPETokenizer) -> list[bytes]:
     tokens = [bpe.id_to_token(i) for i in range(bpe.get_vocab_size(with_added_tokens=True))]
     if tuple(tokens[:N_SPECIAL]) != SPECIAL_TOKENS:
         raise TokenizerError(
-            f"tokenizer: control tokens {tokens[:N_SPECIAL]}, expected {list(SPECIAL_TOKENS)}; retrain the text stage."
+            f"tokenizer: control tokens {tokens[:N_SPECIAL]}, expected {list(SPECIAL_TOKENS)}; "
+            "train into another --run."
         )
     return [b""] * N_SPECIAL + [bytes(table[c] for c in token or "") for token in tokens[N_SPECIAL:]]
 

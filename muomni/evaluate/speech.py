@@ -200,8 +200,9 @@ class _Told:
         ids = session.tokenizer.encode(text)
         self.talker = session.engine.model.talker
         states = session.engine.spoken_states(session.tokenizer.encode(SAY + text), ids)
-        self.text = Text.of(*states, [session.tokenizer.spell(token) for token in ids])
-        self.symbols = torch.tensor(ctc_symbols(text))
+        spelled = [session.tokenizer.spell(token) for token in ids]
+        self.text = Text.of(*states, spelled)
+        self.symbols = torch.tensor(ctc_symbols(b"".join(spelled).decode()))
 
     def nats(self, codes: Tensor, places: Tensor, voice: str | None) -> float:
         """Summed code loss of a recording in which it is said. codes: (1, K, T); places: (T,) of `walk`."""

@@ -344,8 +344,10 @@ class Session:
         images += [one.images for one in seen]
         frames += [one.sound for one in seen if one.sound is not None]
         heard = [self.engine.hear(own) for own in frames]
+        turn = replace(turn, heard=self.tokenizer.encode_batch([own.text for own in heard]))
+        self._conversation.check(turn)
         return Said(
-            turn=replace(turn, heard=self.tokenizer.encode_batch([own.text for own in heard])),
+            turn=turn,
             images=self.engine.see(torch.cat(images)) if images else None,
             clips=torch.cat([own.features for own in heard]) if heard else None,
             unheard=unheard,

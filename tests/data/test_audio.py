@@ -38,7 +38,7 @@ def test_any_alignment_of_a_text_decodes_to_it(text: str, stretch: int) -> None:
     path: list[int] = []
     for symbol in encode_ctc(text):
         path += [BLANK, *[symbol] * stretch]
-    assert decode_ctc([*path, BLANK, BLANK]) == text
+    assert decode_ctc([*path, BLANK, BLANK]) == " ".join(text.split())
 
 
 @given(TEXTS, st.integers(0, 80))
@@ -57,7 +57,7 @@ def test_feasibility_is_where_torchs_ctc_loss_becomes_finite(text: str, n_positi
 @given(st.lists(st.integers(0, len(CTC_SYMBOLS) - 1), max_size=20))
 def test_decoding_collapses_before_it_drops_blanks(indices: list[int]) -> None:
     expected = "".join(CTC_SYMBOLS[i] for i, _ in groupby(indices) if i != BLANK)
-    assert decode_ctc(indices) == expected
+    assert decode_ctc(indices) == " ".join(expected.split())
 
 
 @pytest.mark.parametrize("n_samples", [160, 1_279, 1_280, 1_281, 20_000])

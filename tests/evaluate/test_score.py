@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from muomni.data.audio import CTC_SYMBOLS
 from muomni.data.examples import Example, swapped
 from muomni.data.template import Turn, render
 from muomni.evaluate.figure import ratio
 from muomni.evaluate.score import rows, score
+from muomni.evaluate.speech import _Told
 from muomni.infer.session import Session
 from muomni.tokens import IGNORE_INDEX
 
@@ -62,3 +64,10 @@ def test_a_figure_is_a_ratio_of_sums_with_its_interval() -> None:
     assert (figure.value, figure.n, figure.beats_baseline) == (0.5, 2, True)
     assert figure.interval == pytest.approx((0.1, 0.9))
     assert figure.to_dict()["interval"] == list(figure.interval)
+
+
+def test_a_text_as_the_talker_is_told_of_it_has_a_symbol_for_each_of_its_characters(session: Session) -> None:
+    """The space that every text begins with included, which is not heard."""
+    told = _Told(session, "the cat, a naïve one")
+    assert len(told.symbols) == len(told.text.characters) == len(" the cat, a naïve one".encode())
+    assert "".join(CTC_SYMBOLS[i] for i in told.symbols.tolist()) == "_the cat_ a nai_ve one"

@@ -74,7 +74,8 @@ def test_behind_a_spoken_question_stands_what_the_trained_ear_spells_of_it_alone
         bounds = torch.tensor([0, len(frames)], dtype=torch.int32)
         best = ear.ctc_head(ear.audio(frames, bounds, len(frames))).argmax(-1)
         kept = [int(s) for n, s in enumerate(best) if s and (not n or best[n - 1] != s)]
-        ids = stage.tokenizer.encode("".join(CTC_SYMBOLS[s] for s in kept))[: len(frames)]
+        words = "".join(CTC_SYMBOLS[s] for s in kept).split()
+        ids = stage.tokenizer.encode(" ".join(words))[: len(frames)]
         assert ids
         start = int(document.audio_slots[-1]) + 1
         assert document.input_ids[start : start + len(ids) + 1].tolist() == [*ids, HEARD]

@@ -48,13 +48,21 @@ def text_samples(stage: TextStage, model: nn.Module, split: Split, folder: Path)
     blocks = [
         [
             ("given", stage.tokenizer.decode(ids)),
-            ("continued", stage.tokenizer.decode([*ids, *new]).removeprefix(stage.tokenizer.decode(ids))),
+            ("continued", _continued(stage, ids, new)),
             ("recorded", rest),
         ]
         for (_, rest), ids, new in zip(begun, given, said, strict=True)
     ]
     write_lines(folder / "continuations.txt", blocks)
     return {}
+
+
+def _continued(stage: TextStage, ids: list[int], new: list[int]) -> str:
+    """What new ids add to a text."""
+    stream = stage.tokenizer.stream()
+    for token in ids:
+        stream.push(token)
+    return "".join(map(stream.push, new)) + stream.finish()
 
 
 def _begun(text: str) -> tuple[str, str]:
