@@ -230,9 +230,11 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on_from_what_was_given
     for _ in range(3):
         next(stream)
     half = stream.stop().text
-    second = session.chat("and then", speak=False, max_new_tokens=32).text
+    second = session.chat("and then", speak=False, max_new_tokens=32, max_repeats=0).text
     interrupt_at(3, monkeypatch)
-    code, shown, error = talk("who is it\nand then\n", "--max-new-tokens", "32", "--json")
+    code, shown, error = talk(
+        "who is it\nand then\n", "--max-new-tokens", "32", "--max-repeats", "0", "--json"
+    )
     assert (code, error) == (0, "")
     first, last = map(json.loads, shown.splitlines())
     assert (first["text"], first["ended"]) == (half, "interrupted")
@@ -351,10 +353,12 @@ def test_of_a_stopped_answer_no_more_is_remembered_than_was_heard(
     talk: Talk, run_root: Path, device: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(30, monkeypatch)
-    code, shown, error = talk("who is it\n", "--max-new-tokens", "64", "--play", "--json")
+    code, shown, error = talk(
+        "who is it\n", "--max-new-tokens", "64", "--max-repeats", "0", "--play", "--json"
+    )
     assert (code, error) == (0, "")
     record = json.loads(shown)
-    whole = load(run_root, device="cpu").chat("who is it", max_new_tokens=64)
+    whole = load(run_root, device="cpu").chat("who is it", max_new_tokens=64, max_repeats=0)
     assert record["ended"] == "interrupted" and whole.text.startswith(record["text"])
     assert len(record["text"]) < len(whole.text)
     assert record["seconds"] <= len(sounding(device)) / 16_000 + 700 / 16_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,7 @@ class Asked:
         self.held, self.session, self.source = held, held.session, held.source
         self.clips = clips(held.split, held.source)
         self.pictures = pictures(held.split, held.source)
+        self._tokens = [self.session.config.audio_tokens(clip.n_samples) for clip in self.clips]
         self._seen: dict[int, Tensor] = {}
         self._heard: dict[int, Heard] = {}
 
@@ -110,27 +111,26 @@ class Asked:
 
     def _fitting(self, wanted: list[Example]) -> list[Example]:
         """Those that fit; a clip is heard where that depends on how much the ear spells of it."""
-        tokenizer, tokens = self.session.tokenizer, self._places([])["clip_tokens"]
-        most = self._places([]) | {"heard": {i: range(n) for i, n in enumerate(tokens)}}
+        tokenizer, most = (
+            self.session.tokenizer,
+            self._room({i: range(n) for i, n in enumerate(self._tokens)}),
+        )
         sure = {id(example) for example in fitting(wanted, tokenizer, **most)}
         rest = [example for example in wanted if id(example) not in sure]
         sure |= {id(example) for example in fitting(rest, tokenizer, **self._places(rest))}
         return [example for example in wanted if id(example) in sure]
 
     def _places(self, asked: Sequence[Example]) -> Places:
-        config, played = self.session.config, sorted({i for example in asked for i in example.all_clips})
+        played = sorted({i for example in asked for i in example.all_clips})
+        spelled = self.session.tokenizer.encode_batch([self._hear(i).text for i in played])
+        return self._room(dict(zip(played, spelled, strict=True)))
+
+    def _room(self, heard: Mapping[int, Sequence[int]]) -> Places:
+        config = self.session.config
         return Places(
-            clip_tokens=[config.audio_tokens(clip.n_samples) for clip in self.clips],
-            heard=dict(
-                zip(
-                    played,
-                    self.session.tokenizer.encode_batch([self._hear(i).text for i in played]),
-                    strict=True,
-                )
-            ),
-            n_image_tokens=config.vision.n_image_tokens,
+            clip_tokens=self._tokens, heard=heard, n_image_tokens=config.vision.n_image_tokens,
             max_seq_len=config.max_seq_len,
-        )
+        )  # fmt: skip
 
     def _see(self, index: int) -> Tensor:
         if index not in self._seen:

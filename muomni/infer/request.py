@@ -8,7 +8,7 @@ from numbers import Integral
 
 from muomni.errors import UserError
 from muomni.infer.sampling import Sampling
-from muomni.infer.stops import Stops
+from muomni.infer.stops import Circles, Stops
 
 SPEECH_TEMPERATURE = 0.2
 """Default temperature of the Talker: of 0 to 0.7 the one that is understood best (docs/LOG.md)."""
@@ -30,6 +30,8 @@ class TurnSettings:
     """Longest answer."""
     stop: str | Sequence[str] | None = ()
     """Strings that end the text, and are no part of it."""
+    max_repeats: int = 4
+    """Ends an answer that goes in circles, the same tokens so many times over; 0: never."""
     temperature: float = 0.0
     """Of the text; this and the next four as in `Sampling`."""
     top_k: int | None = None
@@ -45,12 +47,14 @@ class TurnSettings:
 
     def __post_init__(self) -> None:
         """Reject what cannot be. Raises RequestError, SamplingError."""
-        for name in ("max_new_tokens", "seed"):
+        for name in ("max_new_tokens", "max_repeats", "seed"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise RequestError(f"{name}: expected a whole number, got {value!r}.")
         if self.max_new_tokens < 1:
             raise RequestError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}.")
+        if self.max_repeats < 0 or self.max_repeats == 1:
+            raise RequestError(f"max_repeats: expected 0, or at least 2, got {self.max_repeats}.")
         if not all(isinstance(stop, str) for stop in self._stops):
             raise RequestError(f"stop: expected a string or several, got {self.stop!r}.")
         _ = self.writing, self.speaking
@@ -71,6 +75,11 @@ class TurnSettings:
     def speaking(self) -> Sampling:
         """How codes are chosen."""
         return Sampling(temperature=self.speech_temperature, top_k=SPEECH_TOP_K)
+
+    @property
+    def circles(self) -> Circles:
+        """What ends a text that repeats itself."""
+        return Circles(self.max_repeats)
 
     @property
     def stops(self) -> Stops:

@@ -196,7 +196,9 @@ class Session:
         try:
             answer = self._begin(said, how, started)
             speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
-            self._current = Answering(self.engine, self.tokenizer, answer, stops=how.stops, speech=speech)
+            self._current = Answering(
+                self.engine, self.tokenizer, answer, stops=how.stops, circles=how.circles, speech=speech
+            )
             begun = True
         finally:
             if not begun:

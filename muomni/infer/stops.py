@@ -1,8 +1,38 @@
-"""Where a text stops: strings that end it and are not part of it, found while it is still being written."""
+"""Where a text stops, found while it is still being written: at strings that are no part of it, and in a circle."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+
+LONGEST_CIRCLE = 16
+"""Tokens of what is repeated, at most."""
+SHORTEST_LOOP = 16
+"""Tokens of all repetitions together, at least: a word may well be said four times."""
+
+
+class Circles:
+    """Takes a text token by token and notices when it goes in circles."""
+
+    def __init__(self, max_repeats: int) -> None:
+        """max_repeats: how often the same tokens may come one after another; 0: as often as they like."""
+        self._max_repeats = max_repeats
+        self._last: deque[int] = deque(maxlen=LONGEST_CIRCLE)
+        # For each length, of how many tokens the one so many places before has been the same.
+        self._same = [0] * LONGEST_CIRCLE
+        self.met = False
+        """The last tokens are at most LONGEST_CIRCLE, max_repeats times over, and at least SHORTEST_LOOP in all."""
+
+    def push(self, token: int) -> None:
+        """The next token."""
+        if not self._max_repeats:
+            return
+        for i, before in enumerate(reversed(self._last)):
+            length = i + 1
+            self._same[i] = self._same[i] + 1 if before == token else 0
+            if self._same[i] + length >= max(self._max_repeats * length, SHORTEST_LOOP):
+                self.met = True
+        self._last.append(token)
 
 
 class Stops:

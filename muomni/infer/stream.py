@@ -11,7 +11,7 @@ import numpy as np
 
 from muomni.data.media import write_wav
 
-Ended = Literal["end", "stop", "length", "context", "interrupted"]
+Ended = Literal["end", "stop", "loop", "length", "context", "interrupted"]
 """Why a text is over: by itself, at a stop string, at its most tokens, where the context is full, or by `stop`."""
 
 

@@ -56,11 +56,21 @@ def test_an_answer_ends_at_its_most_tokens_or_where_the_context_is_full(
     session: Session, scripted: Callable, n_tokens: int, ended: str
 ) -> None:
     scripted(session, "cat " * 200)
-    reply = session.chat("go on", speak=False, max_new_tokens=n_tokens)
+    reply = session.chat("go on", speak=False, max_new_tokens=n_tokens, max_repeats=0)
     assert (reply.ended, reply.finished) == (ended, False)
     assert _remembered(session) == reply.text
     n_used = len(session._conversation.document())
     assert n_used == session.config.max_seq_len if ended == "context" else n_used < session.config.max_seq_len
+
+
+def test_an_answer_that_goes_in_circles_ends(session: Session, scripted: Callable) -> None:
+    scripted(session, "so " + "on and on " * 40)
+    reply = session.chat("go on", speak=False, max_new_tokens=90)
+    assert (reply.ended, reply.finished) == ("loop", False) and _remembered(session) == reply.text
+    assert reply.text.startswith("so on and on") and 3 <= reply.text.count("on and on") <= 10
+    # The conversation goes on behind it, and nobody else is held up.
+    scripted(session, TEXT)
+    assert session.chat("and now", speak=False, max_new_tokens=90).text == TEXT
 
 
 def test_interrupted_speech_is_remembered_as_far_as_it_was_heard(
