@@ -12,7 +12,7 @@ SHOWN: tuple[tuple[str, str, float, str], ...] = (
     ("retrieval R@1, % (chance)", "retrieval.picture_to_caption", 100, ".1f"),
     ("codec, nepers (mean frame)", "codec.mel_error.8", 1, ".3f"),
     ("kind of a picture by voice, % (most common)", "answer.group_accuracy.spoken", 100, ".1f"),
-    ("transcribing, nats (no media)", "answer.loss.transcribe", 1, ".3f"),
+    ("CER of the Thinker's transcripts, % (constant)", "asr.thinker.char_error_rate", 100, ".1f"),
     ("next code, nats (unigram)", "talker.next_code", 1, ".3f"),
     ("right text saves, nats", "talker.text_used", 1, ".3f"),
 )

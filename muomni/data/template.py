@@ -51,7 +51,8 @@ class Turn:
     heard: Sequence[Sequence[int]] = ()
     """Token ids of what the ear spells of each clip, then of each film's sound; of those missing at the end, nothing.
 
-    No more of them are written than the sound has positions: speech has a third as many, so that is no speech.
+    No more of them are written than the sound has positions. Of 11,949 transcripts of speech (docs/data.md) none has
+    more than 0.82 times as many, with 1,024 entries of the tokenizer; the mean is 0.42.
     """
     answer: Sequence[int] | None = None
     """Token ids of the answer; None: the document ends with [ASSISTANT], ready to be continued."""
