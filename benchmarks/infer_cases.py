@@ -188,7 +188,11 @@ def turns(session: Session, *, n: int) -> dict[str, list[float]]:
         session.reset()
         before = time.process_time()
         reply = session.chat(
-            "what is this, and who says so", image=picture, audio=clip, max_new_tokens=TURN_TOKENS
+            "what is this, and who says so",
+            image=picture,
+            audio=clip,
+            max_new_tokens=TURN_TOKENS,
+            max_repeats=0,
         )
         cpu = time.process_time() - before
         if i < 2:

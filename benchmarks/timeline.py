@@ -130,7 +130,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("turn.svg"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    asked = {"text": arguments.text, "image": arguments.image, "audio": arguments.audio, "max_new_tokens": 48}
+    asked = {
+        "text": arguments.text,
+        "image": arguments.image,
+        "audio": arguments.audio,
+        "max_new_tokens": 48,
+        "max_repeats": 0,
+    }
     try:
         session = muomni.load(arguments.run)
         for _ in range(3):

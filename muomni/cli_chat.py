@@ -70,7 +70,7 @@ class ChatOptions:
     max_new_tokens: int = 96
     """Longest answer."""
     max_repeats: int = 4
-    """Ends an answer that goes in circles, the same tokens so many times over; 0: never."""
+    """Ends an answer that goes in circles: the same tokens so many times over, at least 16 in all; 0: never."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are no part of it."""
     seed: int = 0

@@ -51,8 +51,9 @@ class Turn:
     heard: Sequence[Sequence[int]] = ()
     """Token ids of what the ear spells of each clip, then of each film's sound; of those missing at the end, nothing.
 
-    No more of them are written than the sound has positions. Of 11,949 transcripts of speech (docs/data.md) none has
-    more than 0.82 times as many, with 1,024 entries of the tokenizer; the mean is 0.42.
+    No more of them are written than the sound has positions. Of 11,949 true transcripts
+    none has more than 0.82 times as many with 1,024 entries of the tokenizer, the mean is 0.42; misspelt ones have
+    more.
     """
     answer: Sequence[int] | None = None
     """Token ids of the answer; None: the document ends with [ASSISTANT], ready to be continued."""

@@ -31,7 +31,7 @@ class TurnSettings:
     stop: str | Sequence[str] | None = ()
     """Strings that end the text, and are no part of it."""
     max_repeats: int = 4
-    """Ends an answer that goes in circles, the same tokens so many times over; 0: never."""
+    """Ends an answer that goes in circles: the same tokens so many times over, at least 16 in all; 0: never."""
     temperature: float = 0.0
     """Of the text; this and the next four as in `Sampling`."""
     top_k: int | None = None

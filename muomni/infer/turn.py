@@ -233,9 +233,9 @@ class Answering:
             yield from self._spoken()
             if written is None:
                 break
-        self._ended = (
-            "stop" if self._stops.met else "loop" if self._circles.met else ticket.ended or "interrupted"
-        )
+        # A circle may be met with the token that was the last one anyway.
+        ended = None if ticket.n_ahead else ticket.ended
+        self._ended = "stop" if self._stops.met else ended or ("loop" if self._circles.met else "interrupted")
         if self._speech is not None and self.ids:
             self._speech.end()
             yield from self._spoken()
