@@ -94,7 +94,7 @@ def speech_figures(
 
 def our_sides(stage: VisionStage, model: ContrastModel, items: Sequence[PictureItem]) -> Sides:
     """Pictures and captions in our contrast's space. model: in eval mode."""
-    captions = [(item.label, *(f" {tag}" for tag in item.tags)) for item in items]
+    captions = [(item.label, *item.tags) for item in items]
     pictures = embedded_pictures(model, items, stage.source)
     return pictures, embedded_captions(model, stage.tokenizer, captions)
 

@@ -131,7 +131,7 @@ def test_a_pickle_is_not_read_even_when_the_manifest_vouches_for_it(saved: Path)
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"format": 99}, "is of format 99, expected 2"),
+        ({"format": 99}, "is of format 99, expected 3"),
         ({"model": {}}, "missing; ModelConfig needs it"),
         ({"stages": 3}, "is not a model's of this version"),
         ({"vocoder": False}, "weight vocoder"),

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from muomni.config import TokenBudgetError
 from muomni.data.template import Turn, render
 from muomni.infer.session import RequestError, Session
 from muomni.tokens import N_SPECIAL, SPECIAL_TOKENS
@@ -167,3 +168,20 @@ def test_every_token_of_the_prompt_changes_the_logits(session: Session) -> None:
         changed = list(ids)
         changed[at] = ids[at] + 1 if ids[at] + 1 < 320 else ids[at] - 1
         assert (logits(changed) - base).abs().max() > 1e-4, at
+
+
+def test_a_turn_that_is_too_long_by_what_is_heard_disturbs_no_answer(session: Session) -> None:
+    clip = np.random.default_rng(0).normal(0, 0.1, 6_400).astype(np.float32)
+    before = session.stream("the cat", speak=False, max_new_tokens=8)
+    next(before)
+    # BOS, USER, EOS, ASSISTANT, five frames, an answer of one token and its EOS: without what is heard it would fit.
+    text = "a"
+    while len(session.tokenizer.encode(text)) < 128 - 11:
+        text += " ?"
+    assert len(session.tokenizer.encode(text)) == 117
+    with pytest.raises(TokenBudgetError, match=r"117|heard"):
+        session.stream(text, audio=clip, speak=False)
+    again = session.another().stream("the cat", speak=False, max_new_tokens=8)
+    list(before)
+    list(again)
+    assert before.ids == again.ids and before.reply.ended != "interrupted"

@@ -46,7 +46,7 @@ def test_a_caption_fits_every_picture_of_which_all_it_says_is_said() -> None:
 
 def test_held_out_captions_say_label_and_tags_and_training_ones_a_part(stage: VisionStage) -> None:
     assert stage.chosen(CAT, None) == [0, 1, 2]
-    words = stage.tokenizer.encode_batch(["cat", " pet", " fur"])
+    words = stage.tokenizer.encode_batch(["cat", "pet", "fur"])
     assert stage.caption(CAT, [0, 1, 2]) == [BOS, *words[0], *words[1], *words[2]]
     assert stage.caption(CAT, [3]) == [BOS, *stage.tokenizer.encode("animal")]
     draw, n = torch.Generator().manual_seed(0), 4_000
