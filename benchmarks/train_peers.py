@@ -150,8 +150,10 @@ class PlainBlock(nn.Module):
     """Pre-norm attention and feed-forward."""
 
     def __init__(self, cfg: ThinkerConfig, ops: Ops, *, late_keys: bool = False) -> None:
-        """Projections packed, as fast plain code has them. late_keys: a value stands beside the key before its own,
-        and no key is rotated."""
+        """Projections packed, as fast plain code has them.
+
+        late_keys: a value stands beside the key before its own, and nothing is rotated.
+        """
         super().__init__()
         self.late_keys = late_keys
         self.ops, self.heads, self.kv_heads, self.width = ops, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim

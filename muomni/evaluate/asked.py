@@ -111,10 +111,8 @@ class Asked:
 
     def _fitting(self, wanted: list[Example]) -> list[Example]:
         """Those that fit; a clip is heard where that depends on how much the ear spells of it."""
-        tokenizer, most = (
-            self.session.tokenizer,
-            self._room({i: range(n) for i, n in enumerate(self._tokens)}),
-        )
+        tokenizer = self.session.tokenizer
+        most = self._room({i: range(n) for i, n in enumerate(self._tokens)})
         sure = {id(example) for example in fitting(wanted, tokenizer, **most)}
         rest = [example for example in wanted if id(example) not in sure]
         sure |= {id(example) for example in fitting(rest, tokenizer, **self._places(rest))}

@@ -40,6 +40,7 @@ DEMO: dict[str, Margin] = {
     "answer.loss.name_spoken": _at(4.5),
     "answer.loss.group": _at(0.6),
     "answer.loss.group_spoken": _at(0.6),
+    "answer.loss.transcribe": _times(0.9),
     "asr.thinker.char_error_rate": _times(0.9),
     "answer.picture_used": _at(0.15),
     "answer.recording_used": _at(0.3),

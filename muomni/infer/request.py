@@ -8,7 +8,7 @@ from numbers import Integral
 
 from muomni.errors import UserError
 from muomni.infer.sampling import Sampling
-from muomni.infer.stops import Circles, Stops
+from muomni.infer.stops import Loops, Stops
 
 SPEECH_TEMPERATURE = 0.2
 """Default temperature of the Talker: of 0 to 0.7 the one that is understood best (docs/LOG.md)."""
@@ -77,9 +77,9 @@ class TurnSettings:
         return Sampling(temperature=self.speech_temperature, top_k=SPEECH_TOP_K)
 
     @property
-    def circles(self) -> Circles:
+    def loops(self) -> Loops:
         """What ends a text that repeats itself."""
-        return Circles(self.max_repeats)
+        return Loops(self.max_repeats)
 
     @property
     def stops(self) -> Stops:

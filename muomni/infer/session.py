@@ -197,7 +197,7 @@ class Session:
             answer = self._begin(said, how, started)
             speech = self._speech(how.speaking, how.seed, voice=voice) if how.speak else None
             self._current = Answering(
-                self.engine, self.tokenizer, answer, stops=how.stops, circles=how.circles, speech=speech
+                self.engine, self.tokenizer, answer, stops=how.stops, loops=how.loops, speech=speech
             )
             begun = True
         finally:

@@ -1,27 +1,27 @@
-"""Where a text stops, found while it is still being written: at strings that are no part of it, and in a circle."""
+"""Where a text stops, found while it is still being written: at strings that are no part of it, and in a loop."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 
-LONGEST_CIRCLE = 16
+LONGEST_PERIOD = 16
 """Tokens of what is repeated, at most."""
 SHORTEST_LOOP = 16
 """Tokens of all repetitions together, at least: a word may well be said four times."""
 
 
-class Circles:
-    """Takes a text token by token and notices when it goes in circles."""
+class Loops:
+    """Takes a text token by token and notices when it repeats itself."""
 
     def __init__(self, max_repeats: int) -> None:
         """max_repeats: how often the same tokens may come one after another; 0: as often as they like."""
         self._max_repeats = max_repeats
-        self._last: deque[int] = deque(maxlen=LONGEST_CIRCLE)
+        self._last: deque[int] = deque(maxlen=LONGEST_PERIOD)
         # For each length, of how many tokens the one so many places before has been the same.
-        self._same = [0] * LONGEST_CIRCLE
+        self._same = [0] * LONGEST_PERIOD
         self.met = False
-        """The last tokens are at most LONGEST_CIRCLE, max_repeats times over, and at least SHORTEST_LOOP in all."""
+        """The last tokens are one sequence, max_repeats times over; its length and theirs are bounded as above."""
 
     def push(self, token: int) -> None:
         """The next token."""

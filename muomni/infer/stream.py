@@ -12,7 +12,8 @@ import numpy as np
 from muomni.data.media import write_wav
 
 Ended = Literal["end", "stop", "loop", "length", "context", "interrupted"]
-"""Why a text is over: by itself, at a stop string, at its most tokens, where the context is full, or by `stop`."""
+"""Why a text is over: by itself, at a stop string, since it repeats itself, at its most tokens, where the context is
+full, or by `stop`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from muomni.infer.lane import NO_SAMPLES, Lane
 from muomni.infer.request import RequestError
 from muomni.infer.rows import Lease
 from muomni.infer.speech import SpeechStream
-from muomni.infer.stops import Circles, Stops
+from muomni.infer.stops import Loops, Stops
 from muomni.infer.stream import Audio, Chunk, Ended, Reply, Timings
 
 
@@ -93,12 +93,12 @@ class Answering:
         begun: Begun,
         *,
         stops: Stops,
-        circles: Circles,
+        loops: Loops,
         speech: tuple[SpeechStream, Lane] | None,
     ) -> None:
         """speech: who says the text, and the lane it is said in, which goes back to the engine at the end."""
         self._engine, self._tokenizer, self._begun = engine, tokenizer, begun
-        self._stops, self._circles = stops, circles
+        self._stops, self._loops = stops, loops
         self._speech, self._lane = speech or (None, None)
         self.ids: list[int] = []
         """Answer tokens so far, all of them in the cache."""
@@ -209,7 +209,7 @@ class Answering:
         n_written = n_given = 0
         while not self._stops.met:
             began = time.perf_counter()
-            written = None if self._circles.met else next(ticket, None)
+            written = None if self._loops.met else next(ticket, None)
             times.decode += time.perf_counter() - began
             piece = decoder.finish() if written is None else decoder.push(written.token)
             n_written += len(piece)
@@ -233,9 +233,9 @@ class Answering:
             yield from self._spoken()
             if written is None:
                 break
-        # A circle may be met with the token that was the last one anyway.
+        # A loop may be met with the token that was the last one anyway.
         ended = None if ticket.n_ahead else ticket.ended
-        self._ended = "stop" if self._stops.met else ended or ("loop" if self._circles.met else "interrupted")
+        self._ended = "stop" if self._stops.met else ended or ("loop" if self._loops.met else "interrupted")
         if self._speech is not None and self.ids:
             self._speech.end()
             yield from self._spoken()
@@ -245,7 +245,7 @@ class Answering:
     def _take(self, written: Written) -> None:
         """A token is part of the answer."""
         self.ids.append(written.token)
-        self._circles.push(written.token)
+        self._loops.push(written.token)
         if self._speech is not None:
             self._speech.add(written.state, written.embed, self._tokenizer.spell(written.token))
 

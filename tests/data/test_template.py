@@ -74,6 +74,13 @@ def test_what_the_ear_spells_stands_behind_its_sound_as_text_that_is_no_target()
     assert (document.positions[11:, 0].diff() == 1).all()
 
 
+def test_of_what_is_spelled_no_more_is_written_than_its_sound_has_positions() -> None:
+    turn = Turn(clips=[2], films=[Film(frames=[0], n_audio=1)], heard=[[40, 41, 42], [43, 44]])
+    ids = [BOS, USER, AUDIO, AUDIO, 40, 41, HEARD, IMAGE, AUDIO, 43, HEARD, EOS, ASSISTANT]
+    assert render([turn], n_image_tokens=1, max_seq_len=64).input_ids.tolist() == ids
+    assert length([turn], 1) == len(ids) and turn.n_heard == 5
+
+
 def test_only_the_answer_and_its_end_are_targets() -> None:
     turns = [Turn(text=[20], answer=[30, 31], learn=False), Turn(text=[21], n_images=1, answer=[32, 33])]
     document = render(turns, n_image_tokens=1, max_seq_len=64)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muomni.infer.stops import LONGEST_CIRCLE, SHORTEST_LOOP, Circles, Stops
+from muomni.infer.stops import LONGEST_PERIOD, SHORTEST_LOOP, Loops, Stops
 
 
 @given(
@@ -43,25 +43,25 @@ def test_without_stop_strings_nothing_is_kept_back() -> None:
     st.integers(1, 40),
     st.integers(2, 5),
 )
-def test_a_circle_is_met_where_the_last_tokens_are_one_sequence_so_often(
-    before: list[int], circle: list[int], n: int, max_repeats: int
+def test_a_loop_is_met_where_the_last_tokens_are_one_sequence_so_often(
+    before: list[int], period: list[int], n: int, max_repeats: int
 ) -> None:
     """By comparing slices, after each token."""
-    circles, text = Circles(max_repeats), (before + circle * n)[:90]
+    loops, text = Loops(max_repeats), (before + period * n)[:90]
     for end in range(1, len(text) + 1):
-        circles.push(text[end - 1])
+        loops.push(text[end - 1])
         expected = any(
             end >= n and text[end - n : end - length] == text[end - n + length : end]
-            for length in range(1, LONGEST_CIRCLE + 1)
+            for length in range(1, LONGEST_PERIOD + 1)
             for n in [max(max_repeats * length, SHORTEST_LOOP)]
         )
-        if expected or circles.met:
+        if expected or loops.met:
             break
-    assert circles.met == expected
+    assert loops.met == expected
 
 
-def test_without_a_limit_a_text_may_go_in_circles() -> None:
-    circles = Circles(0)
+def test_without_a_limit_a_text_may_go_in_loops() -> None:
+    loops = Loops(0)
     for _ in range(100):
-        circles.push(7)
-    assert not circles.met
+        loops.push(7)
+    assert not loops.met
